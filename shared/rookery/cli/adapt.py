@@ -1,0 +1,96 @@
+"""`rookery adapt`: one text in, one adapter out, with its answers before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from rookery.cli import profiles
+from rookery.cli.options import DEFAULT_SERVER, BatchSize, Epochs, Json, Rank, Rate, Seed, Server, Targets
+from rookery.cli.recipes import GRADERS, RewardName, student_recipe
+from rookery.cli.render import as_dict, console, plus_minus, print_json
+from rookery.cli.watching import follow
+from rookery.client import Client
+from rookery.datasets import load_questions, read_text
+from rookery.errors import RookeryError
+from rookery.v1.adaptation_service_pb2 import STATE_SUCCEEDED, Adaptation
+
+
+class Failed(RookeryError):
+    """The run or adaptation ended without a result."""
+
+    reason = "FAILED"
+
+
+def adapt(
+    passage: Annotated[Path, typer.Option(help="The text to learn, a UTF-8 file.")],
+    questions: Annotated[
+        Path | None, typer.Option(help='JSON list of {"question", "answer"}; without it, the teacher writes some.')
+    ] = None,
+    title: Annotated[str, typer.Option(help="What the text is about; by default the file's name.")] = "",
+    teacher: Annotated[str, typer.Option(help="Teacher profile; by default the only one.")] = "",
+    student: Annotated[str, typer.Option(help="Student profile; by default the only one.")] = "",
+    self_edits: Annotated[int, typer.Option(help="Self-edits to try; 0 takes the default.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Trials of each self-edit; 0 takes the default.")] = 0,
+    reward: Annotated[RewardName, typer.Option(help="What pays.")] = RewardName.loglik,
+    rank: Rank = None,
+    target: Targets = None,
+    epochs: Epochs = None,
+    learning_rate: Rate = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Download the adapter into this folder.")] = None,
+    server: Server = DEFAULT_SERVER,
+    json: Json = False,
+) -> None:
+    """Adapt the student to one text and show its answers before and after."""
+    text = read_text(passage)
+    asked = load_questions(questions) if questions else []
+    recipe = student_recipe(
+        rank=rank, targets=target, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size
+    )
+    with Client(server) as client:
+        teacher, student = profiles.choose(client, teacher=teacher, student=student)
+        adaptation = client.create_adaptation(
+            teacher=teacher,
+            student=student,
+            title=title or passage.stem.replace("_", " "),
+            passage=text,
+            questions=asked,
+            self_edits=self_edits,
+            seeds=seeds,
+            reward=GRADERS[reward],
+            recipe=recipe,
+            seed=seed,
+        )
+        if not json:
+            follow(client.watch_adaptation(adaptation.name), as_json=False, title=adaptation.name)
+        else:
+            for _ in client.watch_adaptation(adaptation.name):
+                pass
+        adaptation = client.get_adaptation(adaptation.name)
+        if adaptation.state != STATE_SUCCEEDED:
+            raise Failed(f"{adaptation.name}: {adaptation.failure.message}", why=adaptation.failure.reason)
+        if out is not None:
+            client.download_adapter(adaptation.adapter, out)
+    if json:
+        print_json(as_dict(adaptation))
+    else:
+        _show(adaptation, out)
+
+
+def _show(adaptation: Adaptation, out: Path | None) -> None:
+    table = Table(title="Answers without the text", title_justify="left", title_style="bold")
+    for column in ("question", "gold", "before", "after", "score before", "score after"):
+        table.add_column(column, justify="right" if column.startswith("score") else "left")
+    for answer in adaptation.answers:
+        scores = (f"{answer.score_before:.3f}", f"{answer.score_after:.3f}")
+        table.add_row(answer.question, answer.gold, answer.before, answer.after, *scores)
+    console.print(table)
+    console.print(f"gain {plus_minus(adaptation.gain)} over {adaptation.gain.n} trials", highlight=False)
+    console.print(adaptation.adapter, highlight=False)
+    if out is not None:
+        console.print(f"downloaded to {out}", highlight=False)

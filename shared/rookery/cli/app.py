@@ -1,0 +1,60 @@
+"""The root of the command, and the one place where its errors become messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import NoReturn
+
+import grpc
+import typer
+from rich.console import Console
+
+from rookery.cli import adapt, adapters, models, runs, up
+from rookery.cli.quickstart import quickstart
+from rookery.errors import RookeryError
+
+app = typer.Typer(
+    name="rookery",
+    help="Self-adapting language models: send a text, get back a LoRA adapter that knows it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("up")(up.up)
+app.command("quickstart")(quickstart)
+app.command("adapt")(adapt.adapt)
+app.add_typer(runs.app, name="run")
+app.add_typer(adapters.app, name="adapters")
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Run the command. An error of ours is a message and exit code 1, never a traceback."""
+    try:
+        app()
+    except RookeryError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(error: RookeryError) -> NoReturn:
+    if "--json" in sys.argv:
+        content = {
+            "code": error.code.name,
+            "reason": error.reason,
+            "message": error.message,
+            "metadata": error.metadata,
+        }
+        print(json.dumps({"error": content}))
+    else:
+        console = Console(stderr=True)
+        console.print(f"[bold red]error:[/] {error.message} [dim]({error.reason})[/]", highlight=False)
+        if error.code is grpc.StatusCode.UNAVAILABLE:
+            console.print("Is a server running? `rookery up` starts one on this machine; --server names another.")
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

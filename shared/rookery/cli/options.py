@@ -1,0 +1,27 @@
+"""Options that many commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+Server = Annotated[str, typer.Option(envvar="ROOKERY_SERVER", help="The coordinator, host:port.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Folder = Annotated[Path, typer.Option(help="Where all state is kept.")]
+Seed = Annotated[int, typer.Option(help="Every random draw follows from it.")]
+Rank = Annotated[Optional[int], typer.Option(help="Rank of the student's adapters.")]  # noqa: UP045  # typer reads it
+Epochs = Annotated[Optional[int], typer.Option(help="Passes over the training sequences.")]  # noqa: UP045
+Rate = Annotated[Optional[float], typer.Option(help="Learning rate of the student.")]  # noqa: UP045
+Targets = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(help="Layer to adapt, such as q_proj; repeat for more, or all-linear."),
+]
+BatchSize = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Sequences in a batch of the student; 0 puts all into one."),
+]
+
+DEFAULT_SERVER = "localhost:7070"
+DEFAULT_FOLDER = Path("rookery-data")

@@ -1,0 +1,131 @@
+"""`rookery quickstart`: the whole loop on the built-in tiny model, from nothing to a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rookery.cli.models import TINY, resolve_source
+from rookery.cli.options import DEFAULT_FOLDER, DEFAULT_SERVER, Folder, Json, Seed
+from rookery.cli.render import as_dict, console, duration, print_json
+from rookery.cli.report import write_json, write_svg
+from rookery.cli.runs import follow_run
+from rookery.cli.up import require_local
+from rookery.client import Client, Recipe
+from rookery.errors import CallFailed
+from rookery.v1.adaptation_service_pb2 import STATE_RUNNING
+from rookery.v1.context_pb2 import Context, Question
+from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER, Limits, ModelSource, Profile, Role
+from rookery.v1.recipe_pb2 import GRADER_EXACT
+from rookery.v1.run_service_pb2 import Run, RunPlan
+
+if TYPE_CHECKING:
+    from rookery_tiny.contexts import WorldContext
+
+TEACHER = "profiles/tiny-teacher"
+STUDENT = "profiles/tiny-student"
+ROUNDS = 2
+STUDENT_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], epochs=10, learning_rate=5e-3, batch_size=3)
+TEACHER_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], epochs=4, learning_rate=2e-3, batch_size=8)
+"""Chosen on contexts of other entities than those that a quickstart measures on."""
+
+
+def quickstart(
+    folder: Folder = DEFAULT_FOLDER,
+    address: Annotated[str, typer.Option(help="Where the public API listens.")] = DEFAULT_SERVER,
+    model: Annotated[str, typer.Option(help="A tiny model made by rookery_tiny.pretrain; the built-in one.")] = TINY,
+    train: Annotated[int, typer.Option(help="Contexts to train on in each round.")] = 32,
+    test: Annotated[int, typer.Option(help="Contexts to measure on.")] = 64,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Watch a teacher learn to write better self-edits: all services, two rounds of ReST-EM, a report."""
+    started = time.monotonic()
+    with _local_cluster(folder, address, quiet=json), Client(address) as client:
+        register(client, TEACHER, ROLE_TEACHER, model)
+        register(client, STUDENT, ROLE_STUDENT, model)
+        name = _unfinished_run(client) or _create_run(client, train=train, test=test, seed=seed)
+        run = follow_run(client, name, as_json=json)
+    seconds = time.monotonic() - started
+    write_json(run, folder / "report.json", seconds=seconds)
+    write_svg(run, folder / "report.svg")
+    if json:
+        print_json(as_dict(run))
+        return
+    console.print(f"{duration(seconds)} in all. {folder}/report.json and {folder}/report.svg have the figures.")
+    console.print("Next: `rookery up` in one terminal, `rookery adapt --passage FILE` in another.", highlight=False)
+
+
+@contextmanager
+def _local_cluster(folder: Path, address: str, *, quiet: bool) -> Iterator[None]:
+    """All services for as long as the block lasts; their output goes to files."""
+    require_local()
+    from rookery.local.cluster import Cluster
+    from rookery.local.logs import LogView
+
+    cluster = Cluster(folder, address=address, sink=LogView(folder / "logs", None), torch_threads=1)
+    if not quiet:
+        console.print(f"Starting all services on this machine; their logs are in {folder}/logs.", highlight=False)
+    cluster.start()
+    try:
+        yield
+    finally:
+        cluster.stop()
+
+
+def register(client: Client, name: str, role: Role.ValueType, model: str) -> None:
+    """A profile of the tiny model, unless there is one. A teacher starts from its base model again."""
+    limits = Limits(max_new_tokens=256, max_lora_rank=64, trials_per_job=16)
+    profile = Profile(name=name, role=role, model=ModelSource(source=resolve_source(model)), limits=limits)
+    try:
+        client.create_profile(profile)
+    except CallFailed as error:
+        if error.reason != "NAME_TAKEN":
+            raise
+    if role == ROLE_TEACHER:
+        client.set_active_policy(f"{name}/policies/0")
+
+
+def _unfinished_run(client: Client) -> str | None:
+    """A quickstart that was stopped half-way is taken up again."""
+    return next((r.name for r in client.list_runs() if r.state == STATE_RUNNING and r.teacher == TEACHER), None)
+
+
+def _create_run(client: Client, *, train: int, test: int, seed: int) -> str:
+    from rookery_tiny.contexts import make_contexts
+    from rookery_tiny.world import Surnames
+
+    asked = Run(
+        teacher=TEACHER,
+        student=STUDENT,
+        train_contexts=as_messages(make_contexts(Surnames.TRAIN, ROUNDS * train, seed=seed)),
+        test_contexts=as_messages(make_contexts(Surnames.TEST, test, seed=seed)),
+        plan=RunPlan(
+            rounds=ROUNDS,
+            self_edits=5,
+            seeds=1,
+            test_self_edits=1,
+            reward=GRADER_EXACT,
+            control=True,
+            student_recipe=STUDENT_RECIPE,
+            teacher_recipe=TEACHER_RECIPE,
+            seed=seed,
+        ),
+    )
+    return client.create_run(asked).name
+
+
+def as_messages(contexts: Iterable[WorldContext]) -> list[Context]:
+    return [
+        Context(
+            title=c.title,
+            passage=c.passage,
+            questions=[Question(question=q.question, answer=q.answer) for q in c.questions],
+        )
+        for c in contexts
+    ]

@@ -1,0 +1,44 @@
+"""The student's recipe from a command's options."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from rookery.client import Recipe
+from rookery.v1 import recipe_pb2
+
+
+class RewardName(StrEnum):
+    exact = "exact"
+    f1 = "f1"
+    contains = "contains"
+    loglik = "loglik"
+
+
+GRADERS = {
+    RewardName.exact: recipe_pb2.GRADER_EXACT,
+    RewardName.f1: recipe_pb2.GRADER_F1,
+    RewardName.contains: recipe_pb2.GRADER_CONTAINS,
+    RewardName.loglik: recipe_pb2.GRADER_LOGLIK,
+}
+
+
+def student_recipe(
+    *,
+    rank: int | None,
+    targets: list[str] | None,
+    epochs: int | None,
+    learning_rate: float | None,
+    batch_size: int | None,
+) -> Recipe:
+    """What is None is left to the server's default. Alpha is twice the rank, as in SEAL."""
+    recipe = Recipe(targets=targets or [])
+    if rank is not None:
+        recipe.rank, recipe.alpha = rank, 2 * rank
+    if epochs is not None:
+        recipe.epochs = epochs
+    if learning_rate is not None:
+        recipe.learning_rate = learning_rate
+    if batch_size is not None:
+        recipe.batch_size = batch_size
+    return recipe

@@ -1,0 +1,153 @@
+"""`rookery run`: train a teacher on a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from rookery.cli import profiles
+from rookery.cli.adapt import Failed
+from rookery.cli.options import DEFAULT_SERVER, BatchSize, Epochs, Json, Rank, Rate, Seed, Server, Targets
+from rookery.cli.recipes import GRADERS, RewardName, student_recipe
+from rookery.cli.render import as_dict, console, print_json, progress, run_tables, show_list, state
+from rookery.cli.watching import follow
+from rookery.client import Client
+from rookery.datasets import load_dataset
+from rookery.errors import BadFile
+from rookery.v1.adaptation_service_pb2 import STATE_CANCELLED, STATE_FAILED
+from rookery.v1.context_pb2 import Context
+from rookery.v1.run_service_pb2 import Run, RunPlan
+
+app = typer.Typer(help="Runs that train a teacher.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="runs/RUN, or RUN alone.")]
+
+
+def run_name(name: str) -> str:
+    return name if name.startswith("runs/") else f"runs/{name}"
+
+
+def split(contexts: list[Context], *, holdout: float) -> tuple[list[Context], list[Context]]:
+    """The last share is held out for measuring; at least one context is left to train on."""
+    held = min(round(len(contexts) * holdout), len(contexts) - 1)
+    return (contexts[: len(contexts) - held], contexts[len(contexts) - held :]) if held > 0 else (contexts, [])
+
+
+@app.command("create")
+def create(
+    dataset: Annotated[
+        Path, typer.Option(help="A .json file like squad_val.json, a .jsonl file, or a folder of .txt.")
+    ],
+    limit: Annotated[Optional[int], typer.Option(help="Only the first contexts of the data set.")] = None,  # noqa: UP045
+    holdout: Annotated[float, typer.Option(help="Share of the contexts, from the end, to measure on.")] = 0.25,
+    test_dataset: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Measure on these contexts instead of a share."),
+    ] = None,
+    teacher: Annotated[str, typer.Option(help="Teacher profile; by default the only one.")] = "",
+    student: Annotated[str, typer.Option(help="Student profile; by default the only one.")] = "",
+    rounds: Annotated[int, typer.Option(help="Rounds of ReST-EM; 0 only measures.")] = 2,
+    style: Annotated[str, typer.Option(help="Prompt of the teacher: implications, rewrite, self-qa, ...")] = "",
+    self_edits: Annotated[int, typer.Option(help="Self-edits per context; 0 takes the default.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Trials per self-edit; 0 takes the default.")] = 0,
+    test_self_edits: Annotated[int, typer.Option(help="Self-edits per test context; 0 takes the default.")] = 0,
+    reward: Annotated[RewardName, typer.Option(help="What pays.")] = RewardName.loglik,
+    keep_without_gain: Annotated[bool, typer.Option(help="Keep the best self-edit even if it does not help.")] = False,
+    control: Annotated[bool, typer.Option(help="Train a second line on random self-edits.")] = False,
+    rank: Rank = None,
+    target: Targets = None,
+    epochs: Epochs = None,
+    learning_rate: Rate = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    watch: Annotated[bool, typer.Option(help="Follow the run to its end.")] = True,
+    server: Server = DEFAULT_SERVER,
+    json: Json = False,
+) -> None:
+    """Start a run, and follow it."""
+    contexts = load_dataset(dataset)[:limit]
+    train, test = (contexts, load_dataset(test_dataset)) if test_dataset else split(contexts, holdout=holdout)
+    for number, context in enumerate(contexts):
+        if not context.questions:
+            raise BadFile(f"{dataset}, item {number}: a run needs questions", file=str(dataset), item=str(number))
+    plan = RunPlan(
+        rounds=rounds,
+        style=style,
+        self_edits=self_edits,
+        seeds=seeds,
+        test_self_edits=test_self_edits,
+        reward=GRADERS[reward],
+        keep_without_gain=keep_without_gain,
+        control=control,
+        student_recipe=student_recipe(
+            rank=rank, targets=target, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size
+        ),
+        seed=seed,
+    )
+    with Client(server) as client:
+        teacher, student = profiles.choose(client, teacher=teacher, student=student)
+        asked = Run(teacher=teacher, student=student, train_contexts=train, test_contexts=test, plan=plan)
+        run = client.create_run(asked)
+        if watch:
+            follow_run(client, run.name, as_json=json)
+        else:
+            _show(run, as_json=json)
+
+
+@app.command("get")
+def get(name: Name, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """Show one run."""
+    with Client(server) as client:
+        _show(client.get_run(run_name(name)), as_json=json)
+
+
+@app.command("list")
+def list_(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """List all runs, newest first."""
+    with Client(server) as client:
+        runs = list(client.list_runs())
+    rows = [
+        (r.name, state(r.state), progress(r.progress), r.teacher, r.student, f"{r.create_time.ToDatetime():%F %T}")
+        for r in runs
+    ]
+    columns = ("name", "state", "progress", "teacher", "student", "created")
+    show_list(runs, as_json=json, columns=columns, rows=rows)
+
+
+@app.command("watch")
+def watch(name: Name, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """Follow a run to its end."""
+    with Client(server) as client:
+        follow_run(client, run_name(name), as_json=json)
+
+
+@app.command("cancel")
+def cancel(name: Name, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """Stop a run."""
+    with Client(server) as client:
+        _show(client.cancel_run(run_name(name)), as_json=json)
+
+
+def follow_run(client: Client, name: str, *, as_json: bool) -> Run:
+    """To its end, then show it. Raises Failed."""
+    follow(client.watch_run(name), as_json=as_json, title=name)
+    run = client.get_run(name)
+    if run.state in (STATE_FAILED, STATE_CANCELLED):
+        why = run.failure.message or "it was cancelled"
+        raise Failed(f"{run.name}: {why}", why=run.failure.reason or "CANCELLED")
+    if not as_json:
+        _show(run, as_json=False)
+    return run
+
+
+def _show(run: Run, *, as_json: bool) -> None:
+    if as_json:
+        print_json(as_dict(run))
+        return
+    console.print(f"[bold]{run.name}[/] {state(run.state)}: {progress(run.progress)}", highlight=False)
+    if run.HasField("failure"):
+        console.print(f"[red]{run.failure.reason}[/] {run.failure.message}", highlight=False)
+    for table in run_tables(run):
+        console.print(table)

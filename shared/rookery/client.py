@@ -1,0 +1,246 @@
+"""The synchronous client: one method for each call, resumable watches, downloads.
+
+Methods return the messages of `rookery.v1`, whose fields the protos document, and raise `CallFailed` with the server's
+reason. Creates carry a request id, so a retry never makes a second one.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+import grpc
+
+from rookery.errors import CallFailed
+from rookery.transport import call, open_channel, stream
+from rookery.v1 import (
+    adaptation_service_pb2,
+    adapter_service_pb2,
+    model_service_pb2,
+    recipe_pb2,
+    run_service_pb2,
+)
+from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceStub
+from rookery.v1.adapter_service_pb2_grpc import AdapterServiceStub
+from rookery.v1.context_pb2 import Context, Question
+from rookery.v1.model_service_pb2_grpc import ModelServiceStub
+from rookery.v1.run_service_pb2_grpc import RunServiceStub
+
+Recipe = recipe_pb2.LoraRecipe
+Sampling = recipe_pb2.Sampling
+
+DOWNLOAD_SECONDS = 600.0
+WATCH_SECONDS = 3600.0
+"""A watch that is still open after this long is taken up again."""
+RECONNECT_SECONDS = 60.0
+"""How long a watch tries to reach a server that went away."""
+
+
+class _Event(Protocol):
+    @property
+    def sequence(self) -> int: ...
+
+
+Event = TypeVar("Event", bound=_Event)
+Item = TypeVar("Item")
+
+
+class Client:
+    """A connection to a coordinator at `host:port`. Close it, or use it in a `with` block."""
+
+    def __init__(self, target: str = "localhost:7070") -> None:
+        self._channel = open_channel(target)
+        self._adaptations = AdaptationServiceStub(self._channel)
+        self._runs = RunServiceStub(self._channel)
+        self._models = ModelServiceStub(self._channel)
+        self._adapters = AdapterServiceStub(self._channel)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- adaptations -----------------------------------------------------------------------------------------------
+
+    def create_adaptation(
+        self,
+        *,
+        teacher: str,
+        student: str,
+        title: str,
+        passage: str,
+        questions: Iterable[Question] = (),
+        self_edits: int = 0,
+        seeds: int = 0,
+        reward: recipe_pb2.Grader.ValueType = recipe_pb2.GRADER_UNSPECIFIED,
+        recipe: Recipe | None = None,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+    ) -> adaptation_service_pb2.Adaptation:
+        """Ask for an adapter that knows a passage. Zeros and None take the server's defaults."""
+        adaptation = adaptation_service_pb2.Adaptation(
+            teacher=teacher,
+            student=student,
+            context=Context(title=title, passage=passage, questions=questions),
+            self_edits=self_edits,
+            seeds=seeds,
+            reward=reward,
+            recipe=recipe,
+            sampling=sampling,
+            seed=seed,
+        )
+        request = adaptation_service_pb2.CreateAdaptationRequest(adaptation=adaptation, request_id=_request_id())
+        return call(self._adaptations.CreateAdaptation, request)
+
+    def get_adaptation(self, name: str) -> adaptation_service_pb2.Adaptation:
+        return call(self._adaptations.GetAdaptation, adaptation_service_pb2.GetAdaptationRequest(name=name))
+
+    def list_adaptations(self) -> Iterator[adaptation_service_pb2.Adaptation]:
+        """Newest first."""
+        return _pages(
+            self._adaptations.ListAdaptations, adaptation_service_pb2.ListAdaptationsRequest, lambda r: r.adaptations
+        )
+
+    def cancel_adaptation(self, name: str) -> adaptation_service_pb2.Adaptation:
+        return call(self._adaptations.CancelAdaptation, adaptation_service_pb2.CancelAdaptationRequest(name=name))
+
+    def watch_adaptation(
+        self, name: str, *, after_sequence: int = 0
+    ) -> Iterator[adaptation_service_pb2.AdaptationEvent]:
+        """Events until the adaptation has ended; survives a server that restarts."""
+        return _watch(
+            self._adaptations.WatchAdaptation,
+            lambda after: adaptation_service_pb2.WatchAdaptationRequest(name=name, after_sequence=after),
+            after_sequence,
+        )
+
+    # --- runs --------------------------------------------------------------------------------------------------------
+
+    def create_run(self, run: run_service_pb2.Run) -> run_service_pb2.Run:
+        """Start a run that trains a teacher."""
+        return call(self._runs.CreateRun, run_service_pb2.CreateRunRequest(run=run, request_id=_request_id()))
+
+    def get_run(self, name: str) -> run_service_pb2.Run:
+        return call(self._runs.GetRun, run_service_pb2.GetRunRequest(name=name))
+
+    def list_runs(self) -> Iterator[run_service_pb2.Run]:
+        """Newest first."""
+        return _pages(self._runs.ListRuns, run_service_pb2.ListRunsRequest, lambda r: r.runs)
+
+    def cancel_run(self, name: str) -> run_service_pb2.Run:
+        return call(self._runs.CancelRun, run_service_pb2.CancelRunRequest(name=name))
+
+    def watch_run(self, name: str, *, after_sequence: int = 0) -> Iterator[run_service_pb2.RunEvent]:
+        """Events until the run has ended; survives a server that restarts."""
+        return _watch(
+            self._runs.WatchRun,
+            lambda after: run_service_pb2.WatchRunRequest(name=name, after_sequence=after),
+            after_sequence,
+        )
+
+    # --- models ------------------------------------------------------------------------------------------------------
+
+    def create_profile(self, profile: model_service_pb2.Profile) -> model_service_pb2.Profile:
+        request = model_service_pb2.CreateProfileRequest(profile=profile, request_id=_request_id())
+        return call(self._models.CreateProfile, request)
+
+    def get_profile(self, name: str) -> model_service_pb2.Profile:
+        return call(self._models.GetProfile, model_service_pb2.GetProfileRequest(name=name))
+
+    def list_profiles(self) -> Iterator[model_service_pb2.Profile]:
+        """Oldest first."""
+        return _pages(self._models.ListProfiles, model_service_pb2.ListProfilesRequest, lambda r: r.profiles)
+
+    def list_policies(self, profile: str) -> Iterator[model_service_pb2.Policy]:
+        """The versions of a teacher, oldest first."""
+        return _pages(
+            self._models.ListPolicies,
+            lambda **page: model_service_pb2.ListPoliciesRequest(parent=profile, **page),
+            lambda r: r.policies,
+        )
+
+    def set_active_policy(self, policy: str) -> model_service_pb2.Profile:
+        return call(self._models.SetActivePolicy, model_service_pb2.SetActivePolicyRequest(policy=policy))
+
+    # --- adapters ----------------------------------------------------------------------------------------------------
+
+    def get_adapter(self, name: str) -> adapter_service_pb2.Adapter:
+        return call(self._adapters.GetAdapter, adapter_service_pb2.GetAdapterRequest(name=name))
+
+    def list_adapters(self, profile: str = "") -> Iterator[adapter_service_pb2.Adapter]:
+        """Newest first."""
+        return _pages(
+            self._adapters.ListAdapters,
+            lambda **page: adapter_service_pb2.ListAdaptersRequest(profile=profile, **page),
+            lambda r: r.adapters,
+        )
+
+    def promote_adapter(self, name: str, *, alias: str = "live", expected: str = "") -> adapter_service_pb2.Alias:
+        request = adapter_service_pb2.PromoteAdapterRequest(name=name, alias=alias, expected=expected)
+        return call(self._adapters.PromoteAdapter, request)
+
+    def rollback_adapter(self, profile: str, *, alias: str = "live") -> adapter_service_pb2.Alias:
+        request = adapter_service_pb2.RollbackAdapterRequest(profile=profile, alias=alias)
+        return call(self._adapters.RollbackAdapter, request)
+
+    def download_adapter(self, name: str, folder: str | Path) -> Path:
+        """Write an adapter's files into a folder, which `peft.PeftModel.from_pretrained` loads. Returns the folder."""
+        target = Path(folder)
+        request = adapter_service_pb2.DownloadAdapterRequest(name=name)
+        partial: dict[str, Path] = {}
+        for part in stream(self._adapters.DownloadAdapter, request, seconds=DOWNLOAD_SECONDS):
+            file = Path(part.file).name  # never outside of the folder
+            if file not in partial:
+                target.mkdir(parents=True, exist_ok=True)
+                partial[file] = target / f".{file}.part"
+                partial[file].unlink(missing_ok=True)
+            with partial[file].open("ab") as opened:
+                opened.write(part.chunk)
+        for file, path in partial.items():
+            path.replace(target / file)
+        return target
+
+
+def _request_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _pages(
+    method: Callable[..., Any], request: Callable[..., Any], items: Callable[[Any], Iterable[Item]]
+) -> Iterator[Item]:
+    token = ""
+    while True:
+        response = call(method, request(page_token=token))
+        yield from items(response)
+        token = response.next_page_token
+        if not token:
+            return
+
+
+def _watch(method: Callable[..., Iterator[Event]], request: Callable[[int], Any], after: int) -> Iterator[Event]:
+    """Follow a stream of events to its end, and take it up where it broke off if the server goes away."""
+    lost_since: float | None = None
+    while True:
+        try:
+            for event in stream(method, request(after), seconds=WATCH_SECONDS):
+                after, lost_since = event.sequence, None
+                yield event
+            return
+        except CallFailed as error:
+            if error.code == grpc.StatusCode.DEADLINE_EXCEEDED:
+                continue
+            now = time.monotonic()
+            lost_since = lost_since or now
+            if error.code != grpc.StatusCode.UNAVAILABLE or now - lost_since > RECONNECT_SECONDS:
+                raise
+            time.sleep(0.5)

@@ -1,0 +1,162 @@
+"""The errors that services raise, grouped by the gRPC code that they travel as."""
+
+from __future__ import annotations
+
+from grpc import StatusCode
+
+from rookery.errors import RookeryError
+
+# --- the caller asked for something that cannot be -------------------------------------------------------------------
+
+
+class InvalidField(RookeryError):
+    """A field of the request is missing, out of its range or malformed; `field` names it."""
+
+    code = StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_FIELD"
+
+
+class EmptyPassage(RookeryError):
+    """A context without a passage; `field` names it."""
+
+    code = StatusCode.INVALID_ARGUMENT
+    reason = "EMPTY_PASSAGE"
+
+
+class PassageTooLong(RookeryError):
+    """A passage over the student profile's limit; `field` names it."""
+
+    code = StatusCode.INVALID_ARGUMENT
+    reason = "PASSAGE_TOO_LONG"
+
+
+class RankNotServed(RookeryError):
+    """An adapter of this rank could be trained but not loaded by the profile's engine."""
+
+    code = StatusCode.INVALID_ARGUMENT
+    reason = "RANK_NOT_SERVED"
+
+
+class UnknownResource(RookeryError):
+    """There is nothing of this name; `name` repeats it."""
+
+    code = StatusCode.NOT_FOUND
+    reason = "UNKNOWN_RESOURCE"
+
+
+class UnknownProfile(RookeryError):
+    """There is no profile of this name in this role; `name` repeats it."""
+
+    code = StatusCode.NOT_FOUND
+    reason = "UNKNOWN_PROFILE"
+
+
+class NameTaken(RookeryError):
+    """Another resource has this name."""
+
+    code = StatusCode.ALREADY_EXISTS
+    reason = "NAME_TAKEN"
+
+
+# --- the state of the system does not allow it -----------------------------------------------------------------------
+
+
+class StaleEpoch(RookeryError):
+    """The job has another owner now, or has ended. Stop: nothing written under this epoch counts."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "STALE_EPOCH"
+
+
+class JobNotQueued(RookeryError):
+    """The job runs or has ended: the message that announced it was a duplicate. Drop it."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "JOB_NOT_QUEUED"
+
+
+class GainNotSignificant(RookeryError):
+    """The adapter's gain is not positive beyond its uncertainty, so it may not become `live`."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "GAIN_NOT_SIGNIFICANT"
+
+
+class AliasMoved(RookeryError):
+    """The alias does not point where the caller expected. Look again, then decide again."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "ALIAS_MOVED"
+
+
+class NothingToRollBack(RookeryError):
+    """The alias has never pointed anywhere else."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "NOTHING_TO_ROLL_BACK"
+
+
+# --- work that went wrong --------------------------------------------------------------------------------------------
+
+
+class ModelNotLoadable(RookeryError):
+    """The profile's model could not be loaded from its source."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "MODEL_NOT_LOADABLE"
+
+
+class ObjectMissing(RookeryError):
+    """The object store has nothing under this key."""
+
+    code = StatusCode.NOT_FOUND
+    reason = "OBJECT_MISSING"
+
+
+class AdapterCorrupt(RookeryError):
+    """Stored bytes do not match the digests that the adapter is named by."""
+
+    code = StatusCode.DATA_LOSS
+    reason = "ADAPTER_CORRUPT"
+
+
+class AdapterMismatch(RookeryError):
+    """The adapter was trained for another base model than the one loaded."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "ADAPTER_MISMATCH"
+
+
+class PromptTooLong(RookeryError):
+    """A prompt has more tokens than the model can read."""
+
+    code = StatusCode.INVALID_ARGUMENT
+    reason = "PROMPT_TOO_LONG"
+
+
+class NothingToLearn(RookeryError):
+    """There is no token to train on."""
+
+    code = StatusCode.INVALID_ARGUMENT
+    reason = "NOTHING_TO_LEARN"
+
+
+class NoQuestions(RookeryError):
+    """The context came without questions and the teacher wrote none that can be read."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "NO_QUESTIONS"
+
+
+class NothingKept(RookeryError):
+    """No self-edit of the round beat the unadapted student, so there is nothing to train the teacher on."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "NOTHING_KEPT"
+
+
+class Cancelled(RookeryError):
+    """Somebody cancelled the work."""
+
+    code = StatusCode.CANCELLED
+    reason = "CANCELLED"

@@ -1,0 +1,28 @@
+"""The one Celery task. Imported by worker processes only."""
+
+from __future__ import annotations
+
+import threading
+
+from celery import current_app, shared_task
+from celery.utils.imports import symbol_by_name
+
+from rookery_shared.jobs.queues import TASK
+from rookery_shared.jobs.runner import JobRunner
+
+_lock = threading.Lock()
+_runner: JobRunner | None = None
+
+
+def _process_runner() -> JobRunner:
+    """This process's runner, built at its first job: models are loaded in the process that uses them."""
+    global _runner  # noqa: PLW0603  # one a process, and Celery has no other place for it
+    with _lock:
+        if _runner is None:
+            _runner = symbol_by_name(current_app.conf["rookery_runner"])()
+        return _runner
+
+
+@shared_task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]  # Celery has no types
+def run_job(*, job: str, epoch: int) -> None:
+    _process_runner().run(job, epoch)

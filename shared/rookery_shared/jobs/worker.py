@@ -1,0 +1,52 @@
+"""Starts a Celery worker, and builds the runner that its processes use."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from typing import Literal
+
+from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
+from rookery.transport import open_channel
+from rookery_shared import log
+from rookery_shared.jobs.queues import make_app
+from rookery_shared.jobs.runner import Handler, JobRunner
+from rookery_shared.settings import ServiceSettings
+
+
+def connect_runner(settings: ServiceSettings, handlers: Mapping[str, Handler]) -> JobRunner:
+    """A runner that claims from the coordinator in the settings. Each has a name of its own, for its claims."""
+    jobs = JobServiceStub(open_channel(settings.job_service_target))
+    worker = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+    return JobRunner(jobs, worker=worker, handlers=handlers)
+
+
+def run_worker(
+    settings: ServiceSettings,
+    *,
+    service: str,
+    queues: tuple[str, ...],
+    runner: str,
+    pool: Literal["prefork", "threads"],
+    concurrency: int,
+) -> None:
+    """Consume until a signal. `runner` is "module:function", called in each worker process to build its JobRunner.
+
+    `prefork` for work on models: the process that Celery spawns can be killed, and its memory goes with it. `threads`
+    for work that waits for remote answers.
+    """
+    log.configure(service=service, level=settings.log_level, style=settings.log_format)
+    app = make_app(broker_url=settings.broker_url, queues=queues, runner=runner)
+    app.worker_main(
+        [
+            "worker",
+            f"--pool={pool}",
+            f"--concurrency={concurrency}",
+            f"--hostname={service}-{uuid.uuid4().hex[:8]}@%h",
+            "--without-gossip",
+            "--without-mingle",
+            "--loglevel=WARNING",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""The gRPC server that every service runs: health, reflection, errors and drain, the same everywhere."""

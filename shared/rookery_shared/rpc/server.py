@@ -1,0 +1,91 @@
+"""Starts a gRPC server with health and reflection, and stops it without dropping a call."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from rookery.transport import MESSAGE_OPTIONS
+from rookery_shared.log import get_logger
+from rookery_shared.rpc.errors import ErrorInterceptor
+
+_OPTIONS = (
+    *MESSAGE_OPTIONS,
+    ("grpc.so_reuseport", 0),  # a second server on the port must fail, not take half of the calls
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_connection_age_ms", 300_000),
+    ("grpc.max_connection_age_grace_ms", 3_600_000),
+)
+
+
+RpcContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Servicer:
+    """One service to serve: how to add it to a server, and its descriptor for health and reflection."""
+
+    add: Callable[[grpc.aio.Server], None]
+    descriptor: ServiceDescriptor
+
+
+class RpcServer:
+    """One listening address with its servicers. Healthy from `serve` until it is told to stop."""
+
+    def __init__(self, servicers: Sequence[Servicer], *, address: str, drain_seconds: float = 10.0) -> None:
+        self.address = address
+        self._drain_seconds = drain_seconds
+        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._names = [servicer.descriptor.full_name for servicer in servicers]
+        for servicer in servicers:
+            servicer.add(self._server)
+        reflected = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(reflected, self._server)
+
+    async def start(self) -> None:
+        """Listen. Raises RuntimeError if the address is taken."""
+        self._server.add_insecure_port(self.address)
+        await self._server.start()
+        for name in ("", *self._names):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        get_logger().info("serving", address=self.address)
+
+    async def stop(self) -> None:
+        """NOT_SERVING first, then no new calls, then wait for those in flight up to the drain time."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._drain_seconds)
+
+
+async def run_until_signalled(
+    servers: Sequence[RpcServer], *, background: Sequence[Callable[[], Awaitable[Any]]] = ()
+) -> None:
+    """Serve until SIGTERM or SIGINT. A background task that ends with an error ends the process with it."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    for server in servers:
+        await server.start()
+    tasks = [asyncio.ensure_future(start()) for start in background]
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        get_logger().info("stopping")
+        await asyncio.gather(*(server.stop() for server in servers))
+        for task in (stopped, *tasks):
+            task.cancel()
+        await asyncio.gather(stopped, *tasks, return_exceptions=True)

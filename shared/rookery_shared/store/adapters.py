@@ -1,0 +1,155 @@
+"""The publish protocol: adapters are immutable, named by the SHA-256 of their manifests, and verified on every read.
+
+Files first, manifest last: a folder without a manifest is not an adapter. The manifest lists every file with its size
+and SHA-256, so the one digest in its name vouches for all bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from rookery_shared.errors import AdapterCorrupt, ObjectMissing
+from rookery_shared.store.base import ObjectStore
+
+PREFIX = "adapters/"
+MANIFEST = "manifest.json"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+FILES = (CONFIG, WEIGHTS)
+"""PEFT's own layout, and nothing else: no pickles, no code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What an adapter is and where it comes from."""
+
+    base_model: str
+    base_revision: str
+    rank: int
+    job: str
+    epoch: int
+    seed: int
+    files: tuple[FileEntry, ...]
+
+    def encoded(self) -> bytes:
+        """Canonical JSON: sorted keys, no spaces."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.encoded()).hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(entry.size for entry in self.files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Who made an adapter, for its manifest."""
+
+    base_model: str
+    base_revision: str
+    rank: int
+    job: str
+    epoch: int
+    seed: int
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
+def adapter_name(digest: str) -> str:
+    return f"{PREFIX}{digest}"
+
+
+def publish(store: ObjectStore, folder: Path, origin: Origin) -> Manifest:
+    """Store the adapter in `folder`. Repeating it is harmless: the same bytes go to the same place."""
+    files = tuple(_entry(folder / name) for name in FILES)
+    manifest = Manifest(files=files, **asdict(origin))
+    name = adapter_name(manifest.digest)
+    for entry in files:
+        store.upload(folder / entry.name, f"{name}/{entry.name}")
+    store.write(f"{name}/{MANIFEST}", manifest.encoded())
+    return manifest
+
+
+def read_manifest(store: ObjectStore, name: str) -> Manifest:
+    """Raises ObjectMissing, or AdapterCorrupt if the manifest is not the one that the name vouches for."""
+    encoded = store.read(f"{name}/{MANIFEST}")
+    if hashlib.sha256(encoded).hexdigest() != name.removeprefix(PREFIX):
+        raise AdapterCorrupt(f"the manifest of {name} does not match its name", adapter=name)
+    try:
+        manifest = _MANIFEST.validate_json(encoded)
+    except ValidationError as error:
+        raise AdapterCorrupt(f"the manifest of {name} is malformed: {error}", adapter=name) from None
+    if sorted(entry.name for entry in manifest.files) != sorted(FILES):
+        raise AdapterCorrupt(f"{name} has other files than {', '.join(FILES)}", adapter=name)
+    return manifest
+
+
+class AdapterCache:
+    """Verified copies of adapters in a local folder."""
+
+    def __init__(self, store: ObjectStore, folder: Path) -> None:
+        self._store = store
+        self._folder = folder
+
+    def fetch(self, name: str) -> tuple[Path, Manifest]:
+        """A folder with the adapter's files, every byte checked now, also when it was here before.
+
+        Raises ObjectMissing if the store lacks it, AdapterCorrupt if its bytes do not verify.
+        """
+        manifest = read_manifest(self._store, name)
+        folder = self._folder / manifest.digest
+        if not folder.is_dir() or not self._verifies(folder, manifest):
+            self._download(name, manifest, folder)
+        return folder, manifest
+
+    def _verifies(self, folder: Path, manifest: Manifest) -> bool:
+        try:
+            return all(_entry(folder / entry.name) == entry for entry in manifest.files)
+        except FileNotFoundError:
+            return False
+
+    def _download(self, name: str, manifest: Manifest, folder: Path) -> None:
+        temporary = self._folder / f".{manifest.digest}.{uuid.uuid4().hex}"
+        temporary.mkdir(parents=True)
+        try:
+            for entry in manifest.files:
+                self._store.download(f"{name}/{entry.name}", temporary / entry.name)
+                if _entry(temporary / entry.name) != entry:
+                    raise AdapterCorrupt(f"{entry.name} of {name} does not match its digest", adapter=name)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def exists(store: ObjectStore, name: str) -> bool:
+    """Whether the store has a verifiable manifest of this name."""
+    try:
+        read_manifest(store, name)
+    except ObjectMissing:
+        return False
+    return True
+
+
+def _entry(path: Path) -> FileEntry:
+    with path.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return FileEntry(name=path.name, size=path.stat().st_size, sha256=digest)

@@ -1,0 +1,30 @@
+"""Builds the store that the settings name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from minio import Minio
+
+from rookery_shared.settings import StoreSettings
+from rookery_shared.store.base import ObjectStore
+from rookery_shared.store.local import LocalStore
+from rookery_shared.store.s3 import S3Store
+
+
+def connect_store(settings: StoreSettings) -> ObjectStore:
+    """Raises ValueError for a URL of another kind."""
+    url = urlsplit(settings.store_url)
+    if url.scheme == "file":
+        return LocalStore(Path(url.path))
+    if url.scheme == "s3" and url.netloc:
+        client = Minio(
+            settings.s3_endpoint,
+            access_key=settings.s3_access_key.get_secret_value() or None,
+            secret_key=settings.s3_secret_key.get_secret_value() or None,
+            secure=settings.s3_secure,
+            region=settings.s3_region,
+        )
+        return S3Store(client, bucket=url.netloc, prefix=url.path)
+    raise ValueError(f"store URL {settings.store_url!r} is neither file:///folder nor s3://bucket/prefix")

@@ -1,0 +1,63 @@
+"""Objects as files below one folder. For one machine, or a file system that all machines share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from rookery_shared.errors import ObjectMissing
+
+
+class LocalStore:
+    """Writes beside the target, then renames over it, so that a reader sees all of a file or none of it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+
+    def _path(self, key: str) -> Path:
+        path = (self._root / key).resolve()
+        if not path.is_relative_to(self._root):
+            raise ValueError(f"key {key!r} leaves the store")
+        return path
+
+    def _replace(self, temporary: Path, path: Path) -> None:
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+
+    def _temporary(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+    def upload(self, path: Path, key: str) -> None:
+        target = self._path(key)
+        temporary = self._temporary(target)
+        shutil.copyfile(path, temporary)
+        self._replace(temporary, target)
+
+    def download(self, key: str, path: Path) -> None:
+        try:
+            shutil.copyfile(self._path(key), path)
+        except FileNotFoundError:
+            raise ObjectMissing(f"no object {key}", key=key) from None
+
+    def write(self, key: str, data: bytes) -> None:
+        target = self._path(key)
+        temporary = self._temporary(target)
+        temporary.write_bytes(data)
+        self._replace(temporary, target)
+
+    def read(self, key: str) -> bytes:
+        try:
+            return self._path(key).read_bytes()
+        except FileNotFoundError:
+            raise ObjectMissing(f"no object {key}", key=key) from None
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        for path in self._root.rglob("*"):
+            key = path.relative_to(self._root).as_posix()
+            if path.is_file() and not path.name.startswith(".") and key.startswith(prefix):
+                yield key

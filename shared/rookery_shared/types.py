@@ -1,0 +1,85 @@
+"""The nouns that more than one service speaks of: contexts, examples, recipes, sampling. Torch-free and frozen.
+
+Protobuf messages become these at a service's edge (`wire.py`) and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A question with its gold answer."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What must be learned: a passage, and the questions that tell whether it was."""
+
+    title: str
+    passage: str
+    questions: tuple[Question, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One text to train on. With a prompt, the loss is on the completion only; without, on all of it."""
+
+    completion: str
+    prompt: str = ""
+    end: bool = False
+    """Close the text with the end-of-text token and learn to write it."""
+
+
+class Schedule(StrEnum):
+    """How the learning rate moves after the warm-up."""
+
+    LINEAR = "linear"
+    """Down to zero at the last step."""
+    COSINE = "cosine"
+    """Half a cosine, down to zero."""
+    CONSTANT = "constant"
+
+
+ALL_LINEAR = "all-linear"
+"""Target for every linear layer of the model but its output head, as PEFT understands it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraRecipe:
+    """How one adapter is trained. The defaults are SEAL's for its inner loop, its targets made explicit."""
+
+    rank: int = 32
+    alpha: int = 64
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    schedule: Schedule = Schedule.LINEAR
+    warmup_steps: int = 0
+    batch_size: int = 1
+    """Sequences in a batch; 0 puts all of them into one."""
+    gradient_accumulation: int = 1
+    max_gradient_norm: float = 1.0
+    """Clip above this norm; 0 does not clip."""
+    weight_decay: float = 0.0
+    max_tokens: int = 2048
+    """Longer sequences are cut to this many tokens, and counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a text is drawn. Temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 0.95
+    max_new_tokens: int = 8192
+
+
+BASE_ADAPTER = "base"
+"""Stands for no adapter where an adapter's name is expected: the base model itself."""
