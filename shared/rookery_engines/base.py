@@ -1,0 +1,37 @@
+"""The interface. One file for each engine: `transformers`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from rookery_engines.types import AdapterRef, Generation, GenerationRequest, LikelihoodRequest, ModelIdentity
+
+
+class Engine(Protocol):
+    """A loaded base model that answers with any adapter of it. Calls may overlap; none blocks the event loop."""
+
+    @property
+    def identity(self) -> ModelIdentity: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Generation, None]:
+        """Texts as they finish, in any order. The same request and seed give the same text on the same device.
+
+        Raises AdapterMismatch if an adapter does not fit the base. Closing the iterator stops the work.
+        """
+        ...
+
+    async def log_likelihoods(self, requests: Sequence[LikelihoodRequest]) -> list[float]:
+        """Mean log-likelihood of each completion's tokens given its prompt, in nats."""
+        ...
+
+    async def load(self, adapter: AdapterRef) -> None:
+        """Get an adapter ready ahead of the first request for it. Raises AdapterMismatch."""
+        ...
+
+    def loaded(self) -> list[str]:
+        """Names of the adapters in memory."""
+        ...

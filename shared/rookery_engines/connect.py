@@ -1,0 +1,48 @@
+"""Builds the engine that a profile names, and finds adapters for it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import torch
+
+from rookery.v1 import model_service_pb2
+from rookery_engines.base import Engine
+from rookery_engines.models import ModelSource
+from rookery_engines.transformers import TransformersEngine
+from rookery_engines.types import AdapterRef
+from rookery_shared.errors import AdapterMismatch
+from rookery_shared.profiles import fetch_profile
+from rookery_shared.settings import ModelServiceSettings
+from rookery_shared.store.adapters import AdapterCache
+from rookery_shared.types import BASE_ADAPTER
+
+
+def make_engine(name: str, source: ModelSource) -> Engine:
+    """Raises ValueError for an engine that does not exist, ModelNotLoadable if the weights cannot be had."""
+    if name == TransformersEngine.name:
+        return TransformersEngine(source)
+    raise ValueError(f"unknown engine {name!r}; known: {TransformersEngine.name}")
+
+
+def open_profile(settings: ModelServiceSettings) -> tuple[model_service_pb2.Profile, Engine]:
+    """The profile that the settings name, from the coordinator, and its model, loaded."""
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    profile = fetch_profile(settings.coordinator_target, settings.profile)
+    source = ModelSource(source=profile.model.source, revision=profile.model.revision, dtype=profile.dtype)
+    return profile, make_engine(profile.engine, source)
+
+
+async def find_adapter(cache: AdapterCache, engine: Engine, name: str) -> AdapterRef | None:
+    """A verified adapter of the engine's model; None for the base model itself.
+
+    Raises ObjectMissing, AdapterCorrupt, or AdapterMismatch if it was trained over another base.
+    """
+    if name == BASE_ADAPTER:
+        return None
+    folder, manifest = await asyncio.to_thread(cache.fetch, name)
+    identity = engine.identity
+    if (manifest.base_model, manifest.base_revision) != (identity.source, identity.revision):
+        raise AdapterMismatch(f"{name} was trained over {manifest.base_model}, not {identity}", adapter=name)
+    return AdapterRef(name=name, folder=folder)

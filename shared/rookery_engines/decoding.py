@@ -1,0 +1,128 @@
+"""Batched decoding of one causal model, with a seed, temperature and top-p for every row.
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from rookery_shared.types import Sampling
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """One text on its way."""
+
+    index: int
+    prompt: list[int]
+    sampling: Sampling
+    seed: int
+    tokens: list[int] = field(default_factory=list)
+    stopped: bool = False
+    """The model closed the text; the closing token is not in `tokens`."""
+
+    @property
+    def finished(self) -> bool:
+        return self.stopped or len(self.tokens) >= self.sampling.max_new_tokens
+
+    def draws(self) -> Tensor:
+        """One uniform number a token, from the row's own seed: the row's text does not depend on its neighbours."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.rand(self.sampling.max_new_tokens, generator=generator)
+
+
+@torch.inference_mode()
+def decode(model: PreTrainedModel, rows: Sequence[Row], *, pad: int, stop: frozenset[int]) -> Iterator[Row]:
+    """Yield each row when it is finished. The batch shrinks as rows finish."""
+    active = [row for row in rows if not row.finished]
+    yield from (row for row in rows if row.finished)
+    if not active:
+        return
+    device = model.device
+    width = max(len(row.prompt) for row in active)
+    input_ids_BT = torch.full((len(active), width), pad)
+    mask_BT = torch.zeros((len(active), width), dtype=torch.long)
+    for i, row in enumerate(active):
+        input_ids_BT[i, width - len(row.prompt) :] = torch.tensor(row.prompt)
+        mask_BT[i, width - len(row.prompt) :] = 1
+    input_ids_BT, mask_BT = input_ids_BT.to(device), mask_BT.to(device)
+    position_ids_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+    draws = [row.draws() for row in active]
+    cache = DynamicCache()
+    while True:
+        logits_BV = (
+            model(
+                input_ids=input_ids_BT,
+                attention_mask=mask_BT,
+                position_ids=position_ids_BT,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
+        )
+        uniform_B = torch.tensor([draw[len(row.tokens)] for row, draw in zip(active, draws, strict=True)])
+        chosen_B = choose(logits_BV, [row.sampling for row in active], uniform_B.to(device)).tolist()
+        for row, token in zip(active, chosen_B, strict=True):
+            if token in stop:
+                row.stopped = True
+            else:
+                row.tokens.append(token)
+        yield from (row for row in active if row.finished)
+        kept = [i for i, row in enumerate(active) if not row.finished]
+        if not kept:
+            return
+        if len(kept) < len(active):
+            kept_B = torch.tensor(kept, device=device)
+            cache.batch_select_indices(kept_B)
+            mask_BT, position_ids_BT = mask_BT[kept_B], position_ids_BT[kept_B]
+            active, draws = [active[i] for i in kept], [draws[i] for i in kept]
+        input_ids_BT = torch.tensor([[row.tokens[-1]] for row in active], device=device)
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones((len(active), 1))], dim=1)
+        position_ids_BT = position_ids_BT[:, -1:] + 1
+
+
+def choose(logits_BV: Tensor, sampling: Sequence[Sampling], uniform_B: Tensor) -> Tensor:
+    """One token a row: the most likely at temperature 0, else by inverting the nucleus's cumulative distribution."""
+    greedy_B = logits_BV.argmax(-1)
+    if all(s.temperature == 0 for s in sampling):
+        return greedy_B
+    temperature_B = logits_BV.new_tensor([s.temperature or 1.0 for s in sampling])
+    top_p_B1 = logits_BV.new_tensor([[s.top_p] for s in sampling])
+    sorted_BV, order_BV = (logits_BV / temperature_B[:, None]).softmax(-1).sort(dim=-1, descending=True)
+    before_BV = sorted_BV.cumsum(-1) - sorted_BV
+    nucleus_BV = sorted_BV.masked_fill(before_BV >= top_p_B1, 0.0)
+    cumulative_BV = nucleus_BV.cumsum(-1)
+    target_B1 = (uniform_B[:, None] * cumulative_BV[:, -1:]).contiguous()
+    picked_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True).clamp(max=logits_BV.shape[-1] - 1)
+    sampled_B = order_BV.gather(1, picked_B1)[:, 0]
+    sampled = torch.tensor([s.temperature > 0 for s in sampling], device=logits_BV.device)
+    return torch.where(sampled, sampled_B, greedy_B)
+
+
+@torch.inference_mode()
+def mean_log_likelihoods(
+    model: PreTrainedModel, texts: Sequence[tuple[list[int], list[int]]], *, pad: int
+) -> list[float]:
+    """For each (prompt, completion) the mean log-likelihood of the completion's tokens, in nats."""
+    width = max(len(prompt) + len(completion) for prompt, completion in texts)
+    input_ids_BT = torch.full((len(texts), width), pad)
+    mask_BT = torch.zeros((len(texts), width), dtype=torch.long)
+    for i, (prompt, completion) in enumerate(texts):
+        tokens = prompt + completion
+        input_ids_BT[i, : len(tokens)] = torch.tensor(tokens)
+        mask_BT[i, : len(tokens)] = 1
+    input_ids_BT = input_ids_BT.to(model.device)
+    logits_BTV = model(input_ids=input_ids_BT, attention_mask=mask_BT.to(model.device), use_cache=False).logits
+    scores_BT = logits_BTV[:, :-1].float().log_softmax(-1).gather(2, input_ids_BT[:, 1:, None])[:, :, 0]
+    return [
+        float(scores_BT[i, len(prompt) - 1 : len(prompt) + len(completion) - 1].mean())
+        for i, (prompt, completion) in enumerate(texts)
+    ]

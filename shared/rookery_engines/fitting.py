@@ -1,0 +1,41 @@
+"""Whether an adapter's weights fit a model, found out before the model is touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import nn
+
+from rookery_shared.errors import AdapterMismatch
+
+_PREFIX = "base_model.model."
+
+
+def check_fits(model: nn.Module, folder: Path, *, name: str) -> None:
+    """Every pair of factors must have the shape of the layer that it names and the rank of the configuration.
+
+    Reads the header of the weights only. Raises AdapterMismatch.
+    """
+    rank = json.loads((folder / "adapter_config.json").read_text())["r"]
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
+        shapes = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118  # no mapping
+    for key, shape in shapes.items():
+        path, _, factor = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
+        layer = _find(model, path)
+        if layer is None:
+            raise AdapterMismatch(f"{name} changes {path}, which the model does not have", adapter=name)
+        expected = (rank, layer[0]) if factor == "A" else (layer[1], rank)
+        if shape != expected:
+            raise AdapterMismatch(f"{name} has {key} of shape {shape}; the model needs {expected}", adapter=name)
+
+
+def _find(model: nn.Module, path: str) -> tuple[int, int] | None:
+    """Input and output features of a linear layer; None if there is none of that name."""
+    try:
+        layer = model.get_submodule(path)
+    except AttributeError:
+        return None
+    features = (getattr(layer, "in_features", None), getattr(layer, "out_features", None))
+    return features if all(isinstance(n, int) for n in features) else None  # type: ignore[return-value]  # checked

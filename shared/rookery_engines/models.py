@@ -1,0 +1,49 @@
+"""Loading a model and its tokenizer with transformers, for inference and for training alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rookery_shared.errors import ModelNotLoadable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where weights come from, as `from_pretrained` takes it, and what they are held in."""
+
+    source: str
+    revision: str = ""
+    dtype: str = "float32"
+
+
+def load_model(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The frozen model, on the GPU if there is one, and its tokenizer. Code from the model's repository is never run.
+
+    Raises ModelNotLoadable.
+    """
+    revision = source.revision or None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.source, revision=revision, dtype=getattr(torch, source.dtype), trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelNotLoadable(f"cannot load {source.source}: {error}", source=source.source) from error
+    if torch.cuda.is_available():
+        model.to("cuda")  # type: ignore[arg-type]  # transformers wraps the method
+    return model.requires_grad_(False).train(mode=False), tokenizer
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token, or the end-of-text token of a tokenizer that has none."""
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """All tokens that close a text: the tokenizer's and those of the model's generation config."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    tokens = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(token) for token in (*tokens, tokenizer.eos_token_id) if token is not None)
