@@ -1,0 +1,65 @@
+"""`rookery-coordinator serve | worker | migrate`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from rookery_coordinator.settings import CoordinatorSettings, WorkerSettings
+from rookery_shared import log
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="rookery-coordinator", description="Owns the state of a Rookery.")
+    parser.add_argument(
+        "command",
+        nargs="?",
+        default="serve",
+        choices=("serve", "worker", "migrate"),
+        help="serve the APIs (default), work off jobs that call other services, or bring the database up to date",
+    )
+    match parser.parse_args().command:
+        case "serve":
+            _serve()
+        case "worker":
+            _work()
+        case "migrate":
+            _migrate()
+
+
+def _serve() -> None:
+    from rookery_coordinator.server import serve
+
+    settings = CoordinatorSettings()
+    log.configure(service="coordinator", level=settings.log_level, style=settings.log_format)
+    asyncio.run(serve(settings))
+
+
+def _work() -> None:
+    from rookery_shared.jobs.queues import evaluate_queue, generate_queue
+    from rookery_shared.jobs.worker import run_worker
+
+    settings = WorkerSettings()
+    run_worker(
+        settings,
+        service="coordinator-worker",
+        queues=(generate_queue(), evaluate_queue()),
+        runner="rookery_coordinator.worker:build_runner",
+        pool="threads",
+        concurrency=settings.worker_concurrency,
+    )
+
+
+def _migrate() -> None:
+    from rookery_coordinator.database import Database
+    from rookery_coordinator.schema import migrate
+
+    settings = CoordinatorSettings()
+    log.configure(service="coordinator", level=settings.log_level, style=settings.log_format)
+    database = Database(settings.database_url)
+    migrate(database)
+    database.close()
+
+
+if __name__ == "__main__":
+    main()

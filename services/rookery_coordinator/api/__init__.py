@@ -1,0 +1,1 @@
+"""Servicers: they translate between messages and the domain modules, and decide nothing."""

@@ -1,0 +1,83 @@
+"""AdaptationService."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from rookery.v1 import adaptation_service_pb2 as pb
+from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceServicer
+from rookery_coordinator import rounds, submissions
+from rookery_coordinator.api.base import Units, page
+from rookery_coordinator.api.messages import adaptation_message, timestamp
+from rookery_coordinator.api.requests import adaptation_plan_from_proto
+from rookery_coordinator.tables import Adaptation
+from rookery_coordinator.types import State
+from rookery_coordinator.works import find_adaptation
+from rookery_shared.rpc.server import RpcContext
+from rookery_shared.wire import context_from_proto
+
+
+class AdaptationApi(AdaptationServiceServicer):
+    def __init__(self, units: Units, *, watch_seconds: float) -> None:
+        self._units = units
+        self._watch_seconds = watch_seconds
+
+    async def CreateAdaptation(self, request: pb.CreateAdaptationRequest, context: RpcContext) -> pb.Adaptation:
+        def make(session: Session) -> str:
+            asked = request.adaptation
+            adaptation = submissions.create_adaptation(
+                session,
+                teacher=asked.teacher,
+                student=asked.student,
+                plan=adaptation_plan_from_proto(session, asked),
+                context=context_from_proto(asked.context),
+            )
+            return adaptation.name
+
+        return await self._units.create(request.request_id, make=make, show=_show)
+
+    async def GetAdaptation(self, request: pb.GetAdaptationRequest, context: RpcContext) -> pb.Adaptation:
+        return await self._units.read(lambda session: _show(session, request.name))
+
+    async def ListAdaptations(
+        self, request: pb.ListAdaptationsRequest, context: RpcContext
+    ) -> pb.ListAdaptationsResponse:
+        def read(session: Session) -> pb.ListAdaptationsResponse:
+            rows, token = page(
+                session,
+                select(Adaptation),
+                order=(Adaptation.create_time, Adaptation.name),
+                newest_first=True,
+                size=request.page_size,
+                token=request.page_token,
+            )
+            adaptations = [adaptation_message(session, row, full=False) for row in rows]
+            return pb.ListAdaptationsResponse(adaptations=adaptations, next_page_token=token)
+
+        return await self._units.read(read)
+
+    async def CancelAdaptation(self, request: pb.CancelAdaptationRequest, context: RpcContext) -> pb.Adaptation:
+        def cancel(session: Session) -> pb.Adaptation:
+            rounds.end_work(session, find_adaptation(session, request.name, lock=True), State.CANCELLED)
+            session.flush()
+            return _show(session, request.name)
+
+        return await self._units.write(cancel)
+
+    async def WatchAdaptation(
+        self, request: pb.WatchAdaptationRequest, context: RpcContext
+    ) -> AsyncIterator[pb.AdaptationEvent]:
+        watched = self._units.watch(request.name, after=request.after_sequence, seconds=self._watch_seconds)
+        async for events in watched:
+            now = await self._units.read(lambda session: _show(session, request.name))
+            for event in events:
+                yield pb.AdaptationEvent(
+                    sequence=event.sequence, time=timestamp(event.time), message=event.message, adaptation=now
+                )
+
+
+def _show(session: Session, name: str) -> pb.Adaptation:
+    return adaptation_message(session, find_adaptation(session, name), full=True)

@@ -1,0 +1,80 @@
+"""AdapterService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from rookery.v1 import adapter_service_pb2 as pb
+from rookery.v1.adapter_service_pb2_grpc import AdapterServiceServicer
+from rookery_coordinator import aliases
+from rookery_coordinator.api.base import Units, page
+from rookery_coordinator.api.messages import adapter_message, alias_message
+from rookery_coordinator.tables import Adapter
+from rookery_shared.rpc.server import RpcContext
+from rookery_shared.store.adapters import FILES, AdapterCache
+
+CHUNK_BYTES = 1024 * 1024
+
+
+class AdapterApi(AdapterServiceServicer):
+    def __init__(self, units: Units, cache: AdapterCache) -> None:
+        self._units = units
+        self._cache = cache
+
+    async def GetAdapter(self, request: pb.GetAdapterRequest, context: RpcContext) -> pb.Adapter:
+        return await self._units.read(
+            lambda session: adapter_message(session, aliases.find_adapter(session, request.name))
+        )
+
+    async def ListAdapters(self, request: pb.ListAdaptersRequest, context: RpcContext) -> pb.ListAdaptersResponse:
+        def read(session: Session) -> pb.ListAdaptersResponse:
+            query = select(Adapter)
+            if request.profile:
+                query = query.where(Adapter.profile == request.profile)
+            rows, token = page(
+                session,
+                query,
+                order=(Adapter.create_time, Adapter.name),
+                newest_first=True,
+                size=request.page_size,
+                token=request.page_token,
+            )
+            adapters = [adapter_message(session, row) for row in rows]
+            return pb.ListAdaptersResponse(adapters=adapters, next_page_token=token)
+
+        return await self._units.read(read)
+
+    async def DownloadAdapter(
+        self, request: pb.DownloadAdapterRequest, context: RpcContext
+    ) -> AsyncIterator[pb.DownloadAdapterResponse]:
+        adapter = await self._units.read(lambda session: aliases.find_adapter(session, request.name))
+        folder, _ = await asyncio.to_thread(self._cache.fetch, adapter.name)
+        for name in FILES:
+            offset = 0
+            while chunk := await asyncio.to_thread(_read, folder / name, offset):
+                yield pb.DownloadAdapterResponse(file=name, chunk=chunk)
+                offset += len(chunk)
+
+    async def PromoteAdapter(self, request: pb.PromoteAdapterRequest, context: RpcContext) -> pb.Alias:
+        def promote(session: Session) -> pb.Alias:
+            alias = request.alias or aliases.LIVE
+            return alias_message(aliases.promote(session, request.name, alias, expected=request.expected or None))
+
+        return await self._units.write(promote)
+
+    async def RollbackAdapter(self, request: pb.RollbackAdapterRequest, context: RpcContext) -> pb.Alias:
+        def roll_back(session: Session) -> pb.Alias:
+            return alias_message(aliases.roll_back(session, request.profile, request.alias or aliases.LIVE))
+
+        return await self._units.write(roll_back)
+
+
+def _read(path: Path, offset: int) -> bytes:
+    with path.open("rb") as opened:
+        opened.seek(offset)
+        return opened.read(CHUNK_BYTES)

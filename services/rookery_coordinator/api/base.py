@@ -1,0 +1,126 @@
+"""What all servicers share: running a unit of work on a thread, pages, and watching."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from sqlalchemy import Select, literal, tuple_
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from rookery_coordinator import submissions, tables
+from rookery_coordinator.database import Database
+from rookery_coordinator.events import events_after
+from rookery_coordinator.works import find_work
+from rookery_shared.errors import InvalidField
+
+T = TypeVar("T")
+Row = TypeVar("Row")
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+
+
+class Units:
+    """Runs units of work against the database on a pool of threads, since the event loop must not block."""
+
+    def __init__(self, database: Database, *, threads: int = 32) -> None:
+        self._database = database
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sql")
+
+    async def read(self, work: Callable[[Session], T]) -> T:
+        def unit() -> T:
+            with self._database.read() as session:
+                return work(session)
+
+        return await self._run(unit)
+
+    async def write(self, work: Callable[[Session], T]) -> T:
+        def unit() -> T:
+            with self._database.write() as session:
+                return work(session)
+
+        return await self._run(unit)
+
+    async def create(self, request_id: str, *, make: Callable[[Session], str], show: Callable[[Session, str], T]) -> T:
+        """Create a resource, once for each request id, and show it."""
+
+        def unit() -> T:
+            try:
+                with self._database.write() as session:
+                    name = submissions.repeated(session, request_id)
+                    if name is None:
+                        name = make(session)
+                        submissions.remember(session, request_id, name)
+                        session.flush()
+                    return show(session, name)
+            except IntegrityError:  # the same request came twice at once, and the other was first
+                with self._database.read() as session:
+                    name = submissions.repeated(session, request_id)
+                    if name is None:
+                        raise
+                    return show(session, name)
+
+        return await self._run(unit)
+
+    async def _run(self, unit: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, unit)
+
+    async def watch(self, name: str, *, after: int, seconds: float) -> AsyncIterator[list[tables.Event]]:
+        """Batches of events of a run or an adaptation, the last one when it has ended."""
+
+        def look(session: Session) -> tuple[bool, list[tables.Event]]:
+            # In this order: whatever ended the work wrote its last event in the same transaction.
+            ended = find_work(session, name).state.ended
+            return ended, events_after(session, name, after)
+
+        while True:
+            ended, events = await self.read(look)
+            if events:
+                after = events[-1].sequence
+                yield events
+            elif ended:
+                return
+            else:
+                await asyncio.sleep(seconds)
+
+
+def page(
+    session: Session,
+    query: Select[Row],
+    *,
+    order: Sequence[InstrumentedAttribute[Any]],
+    newest_first: bool = False,
+    size: int,
+    token: str,
+) -> tuple[list[Row], str]:
+    """One page, and the token of the next or "". The columns of `order` are unique together.
+
+    Raises InvalidField for a token that no page gave out.
+    """
+    limit = min(size or DEFAULT_PAGE, MAX_PAGE)
+    key = tuple_(*order)
+    if token:
+        last = tuple_(*(literal(value) for value in _read_token(token, len(order))))
+        query = query.where(key < last if newest_first else key > last)
+    query = query.order_by(*(column.desc() if newest_first else column for column in order)).limit(limit + 1)
+    rows = list(session.scalars(query))
+    if len(rows) <= limit:
+        return rows, ""
+    values = [getattr(rows[limit - 1], column.key) for column in order]
+    return rows[:limit], base64.urlsafe_b64encode(json.dumps(values).encode()).decode()
+
+
+def _read_token(token: str, length: int) -> list[Any]:
+    try:
+        values = json.loads(base64.urlsafe_b64decode(token.encode()))
+    except ValueError:
+        values = None
+    if not isinstance(values, list) or len(values) != length:
+        raise InvalidField("page_token is not one that this method returned", field="page_token")
+    return values

@@ -1,0 +1,107 @@
+"""Messages of callers to plans, with defaults filled in and bounds checked."""
+
+from __future__ import annotations
+
+import re
+
+from sqlalchemy.orm import Session
+
+from rookery.v1 import adaptation_service_pb2, model_service_pb2, recipe_pb2, run_service_pb2
+from rookery_coordinator.api.messages import GRADERS, ROLES
+from rookery_coordinator.types import TEACHER_RECIPE, AdaptationPlan, Limits, Reward, Role, RunPlan
+from rookery_coordinator.works import find_profile, limits_of
+from rookery_shared.domains import DEFAULT_DOMAIN, find_domain
+from rookery_shared.errors import InvalidField
+from rookery_shared.types import LoraRecipe, Sampling
+from rookery_shared.wire import recipe_from_proto, sampling_from_proto
+
+ENGINES = ("transformers",)
+DTYPES = ("float32", "bfloat16")
+_PROFILE_NAME = re.compile(r"profiles/[a-z0-9-]{1,40}")
+_REWARDS = {number: reward for reward, number in GRADERS.items()}
+_ROLES = {number: role for role, number in ROLES.items()}
+
+
+def run_plan_from_proto(session: Session, run: run_service_pb2.Run) -> RunPlan:
+    """Raises InvalidField, or UnknownProfile since the teacher's limits bound the sampling."""
+    plan, default = run.plan, RunPlan()
+    domain = run.domain or DEFAULT_DOMAIN
+    return RunPlan(
+        domain=domain,
+        style=plan.style or find_domain(domain).styles[0],
+        rounds=_within(plan.rounds, 0, 100, "plan.rounds") if plan.HasField("rounds") else default.rounds,
+        self_edits=_within(plan.self_edits or default.self_edits, 1, 64, "plan.self_edits"),
+        seeds=_within(plan.seeds or default.seeds, 1, 16, "plan.seeds"),
+        test_self_edits=_within(plan.test_self_edits or default.test_self_edits, 1, 64, "plan.test_self_edits"),
+        reward=_reward(plan.reward),
+        keep_without_gain=plan.keep_without_gain,
+        control=plan.control,
+        sampling=_sampling(session, run.teacher, plan.sampling),
+        student_recipe=recipe_from_proto(plan.student_recipe, default=LoraRecipe(), field="plan.student_recipe"),
+        teacher_recipe=recipe_from_proto(plan.teacher_recipe, default=TEACHER_RECIPE, field="plan.teacher_recipe"),
+        seed=_seed(plan.seed, "plan.seed"),
+    )
+
+
+def adaptation_plan_from_proto(session: Session, asked: adaptation_service_pb2.Adaptation) -> AdaptationPlan:
+    """Raises InvalidField, or UnknownProfile since the teacher's limits bound the sampling."""
+    default = AdaptationPlan()
+    domain = asked.domain or DEFAULT_DOMAIN
+    return AdaptationPlan(
+        domain=domain,
+        style=asked.style or find_domain(domain).styles[0],
+        self_edits=_within(asked.self_edits or default.self_edits, 1, 64, "self_edits"),
+        seeds=_within(asked.seeds or default.seeds, 1, 16, "seeds"),
+        reward=_reward(asked.reward),
+        sampling=_sampling(session, asked.teacher, asked.sampling),
+        student_recipe=recipe_from_proto(asked.recipe, default=LoraRecipe(), field="recipe"),
+        seed=_seed(asked.seed, "seed"),
+    )
+
+
+def profile_role(profile: model_service_pb2.Profile) -> Role:
+    """Raises InvalidField if there is none."""
+    if profile.role not in _ROLES:
+        raise InvalidField("profile.role must be teacher or student", field="profile.role")
+    return _ROLES[profile.role]
+
+
+def check_profile(profile: model_service_pb2.Profile) -> None:
+    """Raises InvalidField for a name, source, engine or dtype that cannot be."""
+    if not _PROFILE_NAME.fullmatch(profile.name):
+        form = "profiles/ and 1-40 of a-z, 0-9 and '-'"
+        raise InvalidField(f"profile.name must be {form}, not {profile.name!r}", field="profile.name")
+    if not profile.model.source:
+        raise InvalidField("profile.model.source is empty", field="profile.model.source")
+    for field, value, known in (("engine", profile.engine, ENGINES), ("dtype", profile.dtype, DTYPES)):
+        if value and value not in known:
+            raise InvalidField(f"profile.{field} must be one of {', '.join(known)}", field=f"profile.{field}")
+
+
+def limits_from_proto(message: model_service_pb2.Limits) -> Limits:
+    default = Limits()
+    return Limits(
+        max_passage_characters=message.max_passage_characters or default.max_passage_characters,
+        max_new_tokens=message.max_new_tokens or default.max_new_tokens,
+        max_lora_rank=message.max_lora_rank or default.max_lora_rank,
+        trials_per_job=message.trials_per_job or default.trials_per_job,
+    )
+
+
+def _sampling(session: Session, teacher: str, message: recipe_pb2.Sampling) -> Sampling:
+    limits = limits_of(find_profile(session, teacher, role=Role.TEACHER))
+    return sampling_from_proto(message, max_new_tokens=limits.max_new_tokens)
+
+
+def _reward(grader: int) -> Reward:
+    return _REWARDS.get(grader, Reward.LOGLIK)  # type: ignore[call-overload, no-any-return]  # an enum's number
+
+
+def _within(value: int, low: int, high: int, field: str) -> int:
+    if not low <= value <= high:
+        raise InvalidField(f"{field} must be in [{low}, {high}]", field=field)
+    return value
+
+
+def _seed(value: int, field: str) -> int:
+    return _within(value, 0, 2**63 - 1, field)

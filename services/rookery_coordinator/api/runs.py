@@ -1,0 +1,76 @@
+"""RunService."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from rookery.v1 import run_service_pb2 as pb
+from rookery.v1.run_service_pb2_grpc import RunServiceServicer
+from rookery_coordinator import rounds, submissions
+from rookery_coordinator.api.base import Units, page
+from rookery_coordinator.api.messages import run_message, timestamp
+from rookery_coordinator.api.requests import run_plan_from_proto
+from rookery_coordinator.tables import Run
+from rookery_coordinator.types import State
+from rookery_coordinator.works import find_run
+from rookery_shared.rpc.server import RpcContext
+from rookery_shared.wire import context_from_proto
+
+
+class RunApi(RunServiceServicer):
+    def __init__(self, units: Units, *, watch_seconds: float) -> None:
+        self._units = units
+        self._watch_seconds = watch_seconds
+
+    async def CreateRun(self, request: pb.CreateRunRequest, context: RpcContext) -> pb.Run:
+        def make(session: Session) -> str:
+            asked = request.run
+            plan = run_plan_from_proto(session, asked)
+            train = [context_from_proto(message) for message in asked.train_contexts]
+            test = [context_from_proto(message) for message in asked.test_contexts]
+            run = submissions.create_run(
+                session, teacher=asked.teacher, student=asked.student, plan=plan, train=train, test=test
+            )
+            return run.name
+
+        return await self._units.create(request.request_id, make=make, show=_show)
+
+    async def GetRun(self, request: pb.GetRunRequest, context: RpcContext) -> pb.Run:
+        return await self._units.read(lambda session: _show(session, request.name))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: RpcContext) -> pb.ListRunsResponse:
+        def read(session: Session) -> pb.ListRunsResponse:
+            rows, token = page(
+                session,
+                select(Run),
+                order=(Run.create_time, Run.name),
+                newest_first=True,
+                size=request.page_size,
+                token=request.page_token,
+            )
+            runs = [run_message(session, row, full=False) for row in rows]
+            return pb.ListRunsResponse(runs=runs, next_page_token=token)
+
+        return await self._units.read(read)
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: RpcContext) -> pb.Run:
+        def cancel(session: Session) -> pb.Run:
+            rounds.end_work(session, find_run(session, request.name, lock=True), State.CANCELLED)
+            session.flush()
+            return _show(session, request.name)
+
+        return await self._units.write(cancel)
+
+    async def WatchRun(self, request: pb.WatchRunRequest, context: RpcContext) -> AsyncIterator[pb.RunEvent]:
+        watched = self._units.watch(request.name, after=request.after_sequence, seconds=self._watch_seconds)
+        async for events in watched:
+            now = await self._units.read(lambda session: _show(session, request.name))
+            for event in events:
+                yield pb.RunEvent(sequence=event.sequence, time=timestamp(event.time), message=event.message, run=now)
+
+
+def _show(session: Session, name: str) -> pb.Run:
+    return run_message(session, find_run(session, name), full=True)

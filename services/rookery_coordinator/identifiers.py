@@ -1,0 +1,46 @@
+"""Names and seeds: how new ones are made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Any
+
+from rookery_shared.types import Example, LoraRecipe
+
+
+def new_id() -> str:
+    return secrets.token_hex(8)
+
+
+def run_name() -> str:
+    return f"runs/{new_id()}"
+
+
+def adaptation_name() -> str:
+    return f"adaptations/{new_id()}"
+
+
+def policy_name(profile: str, version: int) -> str:
+    return f"{profile}/policies/{version}"
+
+
+def derive_seed(seed: int, *path: str | int) -> int:
+    """A seed for one draw, of 63 bits: the same for the same request seed and the same place in the work."""
+    digest = hashlib.sha256("/".join(str(part) for part in (seed, *path)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def recipe_digest(*, base_model: str, dtype: str, examples: list[Example], recipe: LoraRecipe, seed: int) -> str:
+    """The identity of a training: two with the same digest give the same adapter."""
+    content = [base_model, dtype, [asdict(e) for e in examples], asdict(recipe), seed]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, StrEnum):
+        return value.value
+    raise TypeError(type(value).__name__)

@@ -1,0 +1,499 @@
+"""The round state machine: what starts when something ends.
+
+Every function runs inside one transaction that holds the lock of its run or adaptation, so a round advances exactly
+once, whichever of its jobs ends last and whatever process dies around it.
+
+Within a round the stages overlap: self-edits are trained as soon as they are written, adapters scored as soon as they
+are trained. Only `improve` waits for all rewards.
+
+    generate ─▶ train ─▶ evaluate ─▶ (all jobs ended) ─▶ improve ─▶ succeeded
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from rookery_coordinator import leases, rewards
+from rookery_coordinator.database import now
+from rookery_coordinator.events import audit, tell
+from rookery_coordinator.identifiers import derive_seed, new_id, policy_name, recipe_digest
+from rookery_coordinator.policies import adopt_if_better, next_version
+from rookery_coordinator.tables import Adaptation, Adapter, Context, Job, Kept, Policy, Round, Run, SelfEdit, Trial
+from rookery_coordinator.types import (
+    OPEN_JOB_STATES,
+    Failure,
+    JobKind,
+    Purpose,
+    State,
+    TrialState,
+)
+from rookery_coordinator.works import (
+    Work,
+    find_profile,
+    find_work,
+    limits_of,
+    plan_of,
+    policy_adapter,
+    round_contexts,
+    to_context,
+)
+from rookery_shared.domains import find_domain
+from rookery_shared.errors import NoQuestions
+from rookery_shared.jobs.queues import evaluate_queue, generate_queue, improve_queue, train_queue
+from rookery_shared.types import Example, Question
+
+T = TypeVar("T")
+
+GENERATIONS_PER_JOB = 60
+"""About this many self-edits are asked for in one job: a batch for the teacher, and a start for the students."""
+QUESTION_ATTEMPTS = 4
+"""Texts that the teacher writes to find questions for a context without any."""
+MAX_WRITTEN_QUESTIONS = 10
+ANSWER_TOKENS = 64
+"""Longest answer of a student, as in the reference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenSelfEdit:
+    prompt: str
+    text: str
+    seed: int
+    truncated: bool
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What a teacher wrote for one context."""
+
+    self_edits: Sequence[WrittenSelfEdit]
+    questions: Sequence[Question]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRecord:
+    """How an adapter came about."""
+
+    losses: Sequence[float]
+    tokens: int
+    seconds: float
+    weight_change: float
+    truncated: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedAdapter:
+    name: str
+    size_bytes: int
+    record: TrainingRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """One question without the adapter and with it, graded."""
+
+    before: str
+    after: str
+    grades_before: Mapping[str, float]
+    grades_after: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    trial: str
+    question_set: str
+    questions: Sequence[Answered]
+
+
+# --- starting --------------------------------------------------------------------------------------------------------
+
+
+def start_work(session: Session, work: Work) -> None:
+    """Start every round that waits for no other."""
+    for round_ in session.scalars(select(Round).where(Round.parent == work.name, Round.after.is_(None))):
+        _start(session, work, round_)
+    _end_if_over(session, work)
+
+
+def _start(session: Session, work: Work, round_: Round) -> None:
+    round_.state = State.RUNNING
+    round_.policy = _starting_policy(session, work, round_)
+    match round_.purpose:
+        case Purpose.BASELINE:
+            _write_blank_self_edits(session, work, round_)
+        case Purpose.CONTROL if round_.self_edits_from is not None:
+            pass  # there is nothing to wait for
+        case _:
+            _enqueue_generation(session, work, round_)
+    tell(session, work.name, f"round {round_.position} ({round_.purpose.value}) started")
+    session.flush()
+    _settle(session, work, round_)
+
+
+def _starting_policy(session: Session, work: Work, round_: Round) -> int:
+    if round_.self_edits_from is not None:
+        source = session.get_one(Round, round_.self_edits_from)
+        assert source.policy is not None
+        return source.policy
+    if round_.after is not None:
+        before = session.get_one(Round, round_.after)
+        assert before.next_policy is not None
+        return before.next_policy
+    return work.policy
+
+
+def _enqueue_generation(session: Session, work: Work, round_: Round) -> None:
+    contexts = round_contexts(session, round_)
+    for chunk in _chunks(contexts, max(1, GENERATIONS_PER_JOB // round_.self_edits)):
+        new = leases.NewJob(
+            kind=JobKind.GENERATE,
+            queue=generate_queue(),
+            parent=work.name,
+            round=round_.id,
+            scope=[context.id for context in chunk],
+        )
+        leases.enqueue(session, new)
+
+
+def _write_blank_self_edits(session: Session, work: Work, round_: Round) -> None:
+    """The passage alone: what the student makes of it without a teacher."""
+    blank = WrittenSelfEdit(prompt="", text="", seed=0, truncated=False, prompt_tokens=0, completion_tokens=0)
+    added = [
+        row for context in round_contexts(session, round_) for row in _add_self_edits(session, round_, context, [blank])
+    ]
+    _plan_trials(session, work, round_, added)
+
+
+def self_edit_seeds(work: Work, round_: Round, context: Context) -> list[int]:
+    """A seed for each self-edit of a context in a round."""
+    seed = plan_of(work).seed
+    return [derive_seed(seed, "self-edit", round_.position, context.position, i) for i in range(round_.self_edits)]
+
+
+def question_seeds(work: Work, context: Context) -> list[int]:
+    """Seeds for the teacher's questions; none if the context has its own."""
+    if context.questions:
+        return []
+    return [derive_seed(plan_of(work).seed, "questions", context.position, i) for i in range(QUESTION_ATTEMPTS)]
+
+
+# --- results of jobs -------------------------------------------------------------------------------------------------
+
+
+def apply_generated(session: Session, job: Job, written: Sequence[Written]) -> None:
+    """Store self-edits and plan their trials. Raises NoQuestions if a context is left without a question."""
+    work, round_ = _work_of(session, job)
+    added: list[SelfEdit] = []
+    for context_id, item in zip(job.scope, written, strict=True):
+        context = session.get_one(Context, context_id)
+        if not context.questions:
+            _store_questions(context, item.questions)
+        added += _add_self_edits(session, round_, context, item.self_edits)
+    session.flush()
+    _plan_trials(session, work, round_, added)
+    blank = sum(not row.text.strip() for row in added)
+    cut = sum(row.truncated for row in added)
+    tell(session, work.name, f"round {round_.position}: {len(added)} self-edits written ({blank} blank, {cut} cut)")
+
+
+def _store_questions(context: Context, questions: Sequence[Question]) -> None:
+    if not questions:
+        raise NoQuestions(
+            f"the context {context.title!r} has no questions, and the teacher wrote none that can be read; give some",
+            context=context.title,
+        )
+    context.questions = [asdict(q) for q in questions[:MAX_WRITTEN_QUESTIONS]]
+
+
+def _add_self_edits(
+    session: Session, round_: Round, context: Context, written: Sequence[WrittenSelfEdit]
+) -> list[SelfEdit]:
+    rows = [
+        SelfEdit(id=new_id(), round=round_.id, context=context.id, position=position, **asdict(self_edit))
+        for position, self_edit in enumerate(written)
+    ]
+    session.add_all(rows)
+    return rows
+
+
+def _plan_trials(session: Session, work: Work, round_: Round, self_edits: Sequence[SelfEdit]) -> None:
+    """A trial for each self-edit and seed. One whose adapter exists already goes straight to its evaluation.
+
+    All self-edits of a work share the seeds: with the same start and order, they differ in what they teach alone.
+    """
+    plan, student = plan_of(work), find_profile(session, work.student)
+    domain = find_domain(plan.domain)
+    trials: list[Trial] = []
+    for self_edit in self_edits:
+        context = to_context(session.get_one(Context, self_edit.context))
+        examples = domain.examples(context, self_edit.text)
+        for position in range(round_.seeds):
+            seed = derive_seed(plan.seed, "trial", position)
+            digest = recipe_digest(
+                base_model=f"{student.source}@{student.revision}",
+                dtype=student.dtype,
+                examples=examples,
+                recipe=plan.student_recipe,
+                seed=seed,
+            )
+            trials.append(
+                Trial(
+                    id=new_id(),
+                    round=round_.id,
+                    self_edit=self_edit.id,
+                    position=position,
+                    seed=seed,
+                    recipe=digest,
+                    state=TrialState.PLANNED,
+                )
+            )
+    session.add_all(trials)
+    session.flush()
+    stored = _stored_adapters(session, {trial.recipe for trial in trials})
+    for trial in trials:
+        if trial.recipe in stored:
+            _set_trained(trial, stored[trial.recipe])
+    size = limits_of(student).trials_per_job
+    planned = [trial.id for trial in trials if trial.state is TrialState.PLANNED]
+    trained = [trial.id for trial in trials if trial.state is TrialState.TRAINED]
+    for chunk in _chunks(planned, size):
+        _enqueue_trials(session, work, round_, JobKind.TRAIN, chunk)
+    for chunk in _chunks(trained, size):
+        _enqueue_trials(session, work, round_, JobKind.EVALUATE, chunk)
+
+
+def _stored_adapters(session: Session, recipes: set[str]) -> dict[str, Adapter]:
+    found = session.scalars(select(Adapter).where(Adapter.recipe.in_(recipes)).order_by(Adapter.create_time))
+    return {adapter.recipe: adapter for adapter in found if adapter.recipe is not None}
+
+
+def _set_trained(trial: Trial, adapter: Adapter) -> None:
+    trial.state, trial.adapter, trial.training = TrialState.TRAINED, adapter.name, adapter.training
+
+
+def _enqueue_trials(session: Session, work: Work, round_: Round, kind: JobKind, trials: Sequence[str]) -> None:
+    queue = train_queue(work.student) if kind is JobKind.TRAIN else evaluate_queue()
+    new = leases.NewJob(kind=kind, queue=queue, parent=work.name, round=round_.id, scope=list(trials))
+    leases.enqueue(session, new)
+
+
+def apply_trained(session: Session, job: Job, adapters: Mapping[str, TrainedAdapter]) -> None:
+    """Register the adapters of a train job's trials and have them evaluated."""
+    work, round_ = _work_of(session, job)
+    student, rank = find_profile(session, work.student), plan_of(work).student_recipe.rank
+    for trial_id in job.scope:
+        trial, trained = session.get_one(Trial, trial_id), adapters[trial_id]
+        adapter = session.get(Adapter, trained.name)  # two equal self-edits in one job make one adapter
+        adapter = adapter or Adapter(
+            name=trained.name,
+            profile=student.name,
+            parent=work.name,
+            job=job.id,
+            base_model=student.source,
+            rank=rank,
+            size_bytes=trained.size_bytes,
+            recipe=trial.recipe,
+            training=asdict(trained.record),
+            self_edit=trial.self_edit,
+        )
+        session.add(adapter)
+        _set_trained(trial, adapter)
+    session.flush()
+    _enqueue_trials(session, work, round_, JobKind.EVALUATE, job.scope)
+
+
+def apply_evaluated(
+    session: Session, job: Job, items: Sequence[Evaluated], *, base_model: str, graders: Sequence[str]
+) -> None:
+    """Store the scores of an evaluate job's trials: every component, and what was measured."""
+    work, round_ = _work_of(session, job)
+    reward = plan_of(work).reward
+    for item in items:
+        trial = session.get_one(Trial, item.trial)
+        trial.state = TrialState.SCORED
+        trial.score_before = rewards.trial_score([q.grades_before[reward] for q in item.questions])
+        trial.score_after = rewards.trial_score([q.grades_after[reward] for q in item.questions])
+        trial.evaluation = {
+            "base_model": base_model,
+            "graders": list(graders),
+            "question_set": item.question_set,
+            "questions": [asdict(q) for q in item.questions],
+        }
+    session.flush()
+    scored = select(func.count()).where(Trial.round == round_.id, Trial.state == TrialState.SCORED)
+    total = select(func.count()).where(Trial.round == round_.id)
+    message = f"round {round_.position}: {session.scalar(scored)} of {session.scalar(total)} trials scored"
+    tell(session, work.name, message)
+
+
+def apply_improved(session: Session, job: Job, trained: TrainedAdapter) -> None:
+    """Make the new adapter the next version of the teacher."""
+    work, round_ = _work_of(session, job)
+    teacher, rank = find_profile(session, work.teacher), plan_of(work).teacher_recipe.rank  # type: ignore[union-attr]  # only runs improve
+    session.add(
+        Adapter(
+            name=trained.name,
+            profile=teacher.name,
+            parent=work.name,
+            job=job.id,
+            base_model=teacher.source,
+            rank=rank,
+            size_bytes=trained.size_bytes,
+            training=asdict(trained.record),
+        )
+    )
+    version = next_version(session, teacher)
+    session.add(Policy(profile=teacher.name, version=version, adapter=trained.name, run=work.name))
+    round_.next_policy = version
+    name = policy_name(teacher.name, version)
+    audit(session, "policy made", name, run=work.name, round=round_.position, adapter=trained.name)
+    tell(session, work.name, f"round {round_.position}: made {name}")
+
+
+def job_ended(session: Session, job: Job) -> None:
+    """After a job's result is applied: advance its round if that was its last."""
+    if job.round is None:
+        return
+    work, round_ = _work_of(session, job)
+    session.flush()
+    _settle(session, work, round_)
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[first : first + size] for first in range(0, len(items), size))
+
+
+def _work_of(session: Session, job: Job) -> tuple[Work, Round]:
+    assert job.round is not None
+    return find_work(session, job.parent), session.get_one(Round, job.round)
+
+
+# --- advancing -------------------------------------------------------------------------------------------------------
+
+
+def _settle(session: Session, work: Work, round_: Round) -> None:
+    """If no job of the round is open, take its next step."""
+    is_open = select(func.count()).where(Job.round == round_.id, Job.state.in_(OPEN_JOB_STATES))
+    if round_.state is not State.RUNNING or session.scalar(is_open):
+        return
+    if round_.purpose in (Purpose.TRAIN, Purpose.CONTROL) and round_.next_policy is None:
+        _improve(session, work, round_)
+    if round_.purpose not in (Purpose.TRAIN, Purpose.CONTROL) or round_.next_policy is not None:
+        _succeed(session, work, round_)
+
+
+def _improve(session: Session, work: Work, round_: Round) -> None:
+    """Choose the self-edits to train on; without any, the policy stays as it is."""
+    kept = _select(session, work, round_)
+    session.add_all(Kept(round=round_.id, self_edit=self_edit) for self_edit in kept)
+    audit(session, "self-edits kept", work.name, round=round_.position, kept=kept)
+    if not kept:
+        tell(session, work.name, f"round {round_.position}: no self-edit beat the base; the policy stays")
+        round_.next_policy = round_.policy
+        return
+    tell(session, work.name, f"round {round_.position}: {len(kept)} of {round_.contexts} contexts kept a self-edit")
+    new = leases.NewJob(
+        kind=JobKind.IMPROVE, queue=improve_queue(work.teacher), parent=work.name, round=round_.id, scope=kept
+    )
+    leases.enqueue(session, new)
+
+
+def _select(session: Session, work: Work, round_: Round) -> list[str]:
+    """Ids of the self-edits that the round keeps, in the order of its contexts."""
+    plan = plan_of(work)
+    source = round_.self_edits_from or round_.id
+    kept: list[str] = []
+    for context in round_contexts(session, round_):
+        written = session.scalars(
+            select(SelfEdit).where(SelfEdit.round == source, SelfEdit.context == context.id).order_by(SelfEdit.position)
+        ).all()
+        if round_.purpose is Purpose.CONTROL:
+            rng = random.Random(derive_seed(plan.seed, "control", round_.position, context.position))
+            chosen = rewards.random_of([row.text for row in written], rng)
+        else:
+            keep = plan.keep_without_gain  # type: ignore[union-attr]  # only runs train a teacher
+            chosen = rewards.keep_of([_candidate(session, row) for row in written], keep_without_gain=keep)
+        if chosen is not None:
+            kept.append(written[chosen].id)
+    return kept
+
+
+def _candidate(session: Session, self_edit: SelfEdit) -> rewards.Candidate:
+    trials = session.scalars(select(Trial).where(Trial.self_edit == self_edit.id).order_by(Trial.position)).all()
+    scores = [trial.score_after for trial in trials if trial.score_after is not None]
+    baselines = [trial.score_before for trial in trials if trial.score_before is not None]
+    assert len(scores) == len(baselines) == len(trials), "a round is settled when all of its trials are scored"
+    return rewards.Candidate(text=self_edit.text, scores=scores, baseline=rewards.trial_score(baselines))
+
+
+def sft_examples(session: Session, round_: Round) -> list[Example]:
+    """What a round's next policy is trained on: the kept self-edits under their prompts, loss on the self-edit only."""
+    query = (
+        select(SelfEdit)
+        .join(Kept, Kept.self_edit == SelfEdit.id)
+        .join(Context, Context.id == SelfEdit.context)
+        .where(Kept.round == round_.id)
+        .order_by(Context.position)
+    )
+    return [Example(prompt=row.prompt, completion=row.text.strip(), end=True) for row in session.scalars(query)]
+
+
+def starting_adapter(session: Session, work: Work, round_: Round) -> str | None:
+    """The adapter of the policy that a round starts from; None for the base."""
+    assert round_.policy is not None
+    return policy_adapter(session, work.teacher, round_.policy)
+
+
+def _succeed(session: Session, work: Work, round_: Round) -> None:
+    round_.state = State.SUCCEEDED
+    tell(session, work.name, f"round {round_.position} ({round_.purpose.value}) done")
+    if isinstance(work, Adaptation):
+        _choose_adapter(session, work, round_)
+    session.flush()
+    for following in session.scalars(select(Round).where(Round.after == round_.id).order_by(Round.position)):
+        _start(session, work, following)
+    _end_if_over(session, work)
+
+
+def _choose_adapter(session: Session, work: Adaptation, round_: Round) -> None:
+    """The best self-edit by its mean reward, then the best of its trials; the first of ties."""
+    written = session.scalars(select(SelfEdit).where(SelfEdit.round == round_.id).order_by(SelfEdit.position)).all()
+    best = written[rewards.best_of([_candidate(session, row) for row in written])]
+    trials = session.scalars(select(Trial).where(Trial.self_edit == best.id).order_by(Trial.position)).all()
+    chosen = max(trials, key=lambda trial: (trial.score_after, -trial.position))
+    work.trial = chosen.id
+    audit(session, "adapter chosen", work.name, adapter=chosen.adapter, self_edit=best.id)
+
+
+def _end_if_over(session: Session, work: Work) -> None:
+    states = session.scalars(select(Round.state).where(Round.parent == work.name)).all()
+    if work.state is State.RUNNING and all(state.ended for state in states):
+        end_work(session, work, State.SUCCEEDED)
+
+
+# --- ending ----------------------------------------------------------------------------------------------------------
+
+
+def end_work(session: Session, work: Work, state: State, failure: Failure | None = None) -> None:
+    """End a run or an adaptation, its rounds and its jobs. Has no effect on one that has ended."""
+    if work.state.ended:
+        return
+    work.state = state
+    work.end_time = now()
+    if failure is not None:
+        work.failure_reason, work.failure_message = failure.reason, failure.message
+    for round_ in session.scalars(select(Round).where(Round.parent == work.name)):
+        if not round_.state.ended:
+            round_.state = state
+    leases.cancel_open(session, work.name)
+    if isinstance(work, Run) and state is State.SUCCEEDED:
+        adopt_if_better(session, work)
+    audit(session, f"work {state.value}", work.name, reason=failure.reason if failure else None)
+    tell(session, work.name, f"{state.value}" + (f": {failure.message}" if failure else ""))

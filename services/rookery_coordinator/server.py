@@ -1,0 +1,106 @@
+"""The coordinator's server process: two APIs, the relay and the reaper."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from rookery.internal.v1 import job_service_pb2, job_service_pb2_grpc
+from rookery.v1 import (
+    adaptation_service_pb2,
+    adaptation_service_pb2_grpc,
+    adapter_service_pb2,
+    adapter_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    run_service_pb2,
+    run_service_pb2_grpc,
+)
+from rookery_coordinator.api.adaptations import AdaptationApi
+from rookery_coordinator.api.adapters import AdapterApi
+from rookery_coordinator.api.base import Units
+from rookery_coordinator.api.jobs import JobApi
+from rookery_coordinator.api.models import ModelApi
+from rookery_coordinator.api.runs import RunApi
+from rookery_coordinator.database import Database
+from rookery_coordinator.reaper import Reaper
+from rookery_coordinator.relay import BATCH, Relay
+from rookery_coordinator.settings import CoordinatorSettings
+from rookery_shared.jobs.queues import make_app
+from rookery_shared.log import get_logger
+from rookery_shared.rpc.server import RpcServer, Servicer, run_until_signalled
+from rookery_shared.store.adapters import AdapterCache
+from rookery_shared.store.connect import connect_store
+
+T = TypeVar("T")
+
+
+async def serve(settings: CoordinatorSettings) -> None:
+    """Until a signal."""
+    database = Database(settings.database_url)
+    units = Units(database)
+    public = RpcServer(_public(units, settings), address=settings.address)
+    internal = RpcServer(_internal(units, settings), address=settings.job_address)
+    relay = Relay(database, make_app(broker_url=settings.broker_url))
+    reaper = Reaper(database, forgotten_seconds=settings.forgotten_seconds)
+    try:
+        await run_until_signalled(
+            [internal, public],
+            background=[
+                _forever(relay.send_due, pause=lambda sent: 0.0 if sent == BATCH else settings.relay_seconds),
+                _forever(reaper.sweep, pause=lambda _: settings.lease_seconds / 6),
+            ],
+        )
+    finally:
+        database.close()
+
+
+def _public(units: Units, settings: CoordinatorSettings) -> list[Servicer]:
+    cache = AdapterCache(connect_store(settings), settings.cache_folder)
+    runs = RunApi(units, watch_seconds=settings.watch_seconds)
+    adaptations = AdaptationApi(units, watch_seconds=settings.watch_seconds)
+    models, adapters = ModelApi(units), AdapterApi(units, cache)
+    return [
+        Servicer(
+            add=lambda server: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, server),
+            descriptor=run_service_pb2.DESCRIPTOR.services_by_name["RunService"],
+        ),
+        Servicer(
+            add=lambda server: adaptation_service_pb2_grpc.add_AdaptationServiceServicer_to_server(adaptations, server),
+            descriptor=adaptation_service_pb2.DESCRIPTOR.services_by_name["AdaptationService"],
+        ),
+        Servicer(
+            add=lambda server: model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server),
+            descriptor=model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
+        ),
+        Servicer(
+            add=lambda server: adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, server),
+            descriptor=adapter_service_pb2.DESCRIPTOR.services_by_name["AdapterService"],
+        ),
+    ]
+
+
+def _internal(units: Units, settings: CoordinatorSettings) -> list[Servicer]:
+    jobs = JobApi(units, lease_seconds=settings.lease_seconds)
+    return [
+        Servicer(
+            add=lambda server: job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, server),
+            descriptor=job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
+        )
+    ]
+
+
+def _forever(step: Callable[[], T], *, pause: Callable[[T], float]) -> Callable[[], Awaitable[None]]:
+    """A background task that takes one step after the other on a thread. A step that fails is tried again."""
+
+    async def loop() -> None:
+        while True:
+            try:
+                seconds = pause(await asyncio.to_thread(step))
+            except Exception:
+                get_logger().exception("background step failed")
+                seconds = 1.0
+            await asyncio.sleep(seconds)
+
+    return loop

@@ -1,0 +1,35 @@
+"""What the coordinator and its worker are told. Every field is ROOKERY_<FIELD> in the environment."""
+
+from __future__ import annotations
+
+from rookery_shared.settings import ServiceSettings, StoreSettings
+
+
+class CoordinatorSettings(ServiceSettings, StoreSettings):
+    """The server."""
+
+    database_url: str = "sqlite:////var/lib/rookery/rookery.db"
+    """SQLAlchemy URL: postgresql+psycopg://... or sqlite:///..."""
+    address: str = "0.0.0.0:7070"
+    """Where the public API listens."""
+    job_address: str = "0.0.0.0:7071"
+    """Where the internal API for workers listens."""
+    lease_seconds: float = 30.0
+    """A worker that has not been heard of for this long has lost its job."""
+    forgotten_seconds: float = 60.0
+    """A queue without a claim for this long has its waiting jobs announced again."""
+    relay_seconds: float = 0.1
+    """Pause between two looks at an empty outbox."""
+    watch_seconds: float = 0.25
+    """Pause between two looks for events of a watched run or adaptation."""
+
+
+class WorkerSettings(ServiceSettings):
+    """The worker that calls teachers and evaluators."""
+
+    teacher_target: str = "dns:///rookery-teacher-{profile}:7072"
+    """gRPC target of a teacher's server; {profile} is the last part of the profile's name."""
+    evaluator_target: str = "dns:///rookery-evaluator-{profile}:7073"
+    """gRPC target of a student's evaluator."""
+    worker_concurrency: int = 4
+    """Jobs at once; each waits for a remote answer most of the time."""

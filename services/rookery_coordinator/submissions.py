@@ -1,0 +1,174 @@
+"""Accepting work: everything is checked before anything is written, so nothing is ever half created."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from rookery_coordinator.events import audit, tell
+from rookery_coordinator.identifiers import adaptation_name, new_id, run_name
+from rookery_coordinator.plans import write_adaptation_round, write_run_rounds
+from rookery_coordinator.rounds import start_work
+from rookery_coordinator.tables import Adaptation, Policy, Profile, Request, Run
+from rookery_coordinator.types import AdaptationPlan, Limits, Role, RunPlan, Split, State
+from rookery_coordinator.works import add_contexts, find_profile, limits_of
+from rookery_shared.domains import find_domain
+from rookery_shared.errors import EmptyPassage, InvalidField, NameTaken, PassageTooLong, RankNotServed
+from rookery_shared.types import Context, LoraRecipe
+
+MAX_TITLE_CHARACTERS = 512
+MAX_CONTEXTS = 10_000
+
+
+def repeated(session: Session, request_id: str) -> str | None:
+    """The resource that an earlier request with this id made."""
+    if not request_id:
+        return None
+    request = session.get(Request, request_id)
+    return request.resource if request else None
+
+
+def remember(session: Session, request_id: str, resource: str) -> None:
+    if request_id:
+        session.add(Request(id=request_id, resource=resource))
+
+
+def create_profile(
+    session: Session, *, name: str, role: Role, source: str, revision: str, engine: str, dtype: str, limits: Limits
+) -> Profile:
+    """Raises NameTaken if another profile has the name."""
+    if session.get(Profile, name) is not None:
+        raise NameTaken(f"there is a profile {name} already", name=name)
+    profile = Profile(
+        name=name,
+        role=role,
+        source=source,
+        revision=revision,
+        engine=engine,
+        dtype=dtype,
+        limits=asdict(limits),
+        active_policy=0,
+    )
+    session.add(profile)
+    session.flush()
+    if role is Role.TEACHER:
+        session.add(Policy(profile=name, version=0))
+    audit(session, "profile created", name, source=source, revision=revision)
+    try:
+        session.flush()
+    except IntegrityError:
+        raise NameTaken(f"there is a profile {name} already", name=name) from None
+    return profile
+
+
+def create_run(
+    session: Session, *, teacher: str, student: str, plan: RunPlan, train: Sequence[Context], test: Sequence[Context]
+) -> Run:
+    """Check, store and start a run.
+
+    Raises UnknownProfile, InvalidField, EmptyPassage, PassageTooLong or RankNotServed.
+    """
+    teacher_profile, student_profile = _profiles(session, teacher, student)
+    limits = limits_of(student_profile)
+    _check_style(plan.domain, plan.style, field="plan.style")
+    _check_rank(plan.student_recipe, student_profile, field="plan.student_recipe.rank")
+    _check_rank(plan.teacher_recipe, teacher_profile, field="plan.teacher_recipe.rank")
+    if not train and not test:
+        raise InvalidField("a run needs contexts to train or to test on", field="train_contexts")
+    if plan.rounds and len(train) < plan.rounds:
+        raise InvalidField(
+            f"{plan.rounds} rounds need at least as many train contexts; there are {len(train)}", field="train_contexts"
+        )
+    if len(train) + len(test) > MAX_CONTEXTS:
+        raise InvalidField(f"at most {MAX_CONTEXTS} contexts in one run", field="train_contexts")
+    for field, contexts in (("train_contexts", train), ("test_contexts", test)):
+        for position, context in enumerate(contexts):
+            check_context(context, limits=limits, field=f"{field}[{position}]", needs_questions=True)
+    run = Run(
+        name=run_name(),
+        teacher=teacher,
+        student=student,
+        policy=teacher_profile.active_policy,
+        plan=asdict(plan),
+        state=State.RUNNING,
+    )
+    session.add(run)
+    session.flush()
+    for split, contexts in ((Split.TRAIN, train), (Split.TEST, test)):
+        add_contexts(session, run.name, split, contexts, [new_id() for _ in contexts])
+    write_run_rounds(session, run.name, plan, train=len(train), test=len(test))
+    session.flush()
+    tell(session, run.name, f"accepted: {len(train)} train and {len(test)} test contexts")
+    start_work(session, run)
+    return run
+
+
+def create_adaptation(
+    session: Session, *, teacher: str, student: str, plan: AdaptationPlan, context: Context
+) -> Adaptation:
+    """Check, store and start an adaptation. Raises what `create_run` raises."""
+    teacher_profile, student_profile = _profiles(session, teacher, student)
+    _check_style(plan.domain, plan.style, field="style")
+    _check_rank(plan.student_recipe, student_profile, field="recipe.rank")
+    check_context(context, limits=limits_of(student_profile), field="context", needs_questions=False)
+    adaptation = Adaptation(
+        name=adaptation_name(),
+        teacher=teacher,
+        student=student,
+        policy=teacher_profile.active_policy,
+        plan=asdict(plan),
+        state=State.RUNNING,
+    )
+    session.add(adaptation)
+    session.flush()
+    add_contexts(session, adaptation.name, Split.TRAIN, [context], [new_id()])
+    write_adaptation_round(session, adaptation.name, plan)
+    session.flush()
+    tell(session, adaptation.name, "accepted")
+    start_work(session, adaptation)
+    return adaptation
+
+
+def check_context(context: Context, *, limits: Limits, field: str, needs_questions: bool) -> None:
+    """Raises InvalidField, EmptyPassage or PassageTooLong, naming the field."""
+    if not context.title.strip():
+        raise InvalidField(f"{field}.title is empty", field=f"{field}.title")
+    if len(context.title) > MAX_TITLE_CHARACTERS:
+        raise InvalidField(f"{field}.title is over {MAX_TITLE_CHARACTERS} characters", field=f"{field}.title")
+    if not context.passage.strip():
+        raise EmptyPassage(f"{field}.passage is empty", field=f"{field}.passage")
+    if len(context.passage) > limits.max_passage_characters:
+        raise PassageTooLong(
+            f"{field}.passage has {len(context.passage):,} characters; the student takes at most "
+            f"{limits.max_passage_characters:,}",
+            field=f"{field}.passage",
+        )
+    if needs_questions and not context.questions:
+        raise InvalidField(f"{field} has no questions, and a run needs some to pay rewards", field=f"{field}.questions")
+    for position, question in enumerate(context.questions):
+        if not question.question.strip() or not question.answer.strip():
+            name = f"{field}.questions[{position}]"
+            raise InvalidField(f"{name} lacks its question or its answer", field=name)
+
+
+def _profiles(session: Session, teacher: str, student: str) -> tuple[Profile, Profile]:
+    return find_profile(session, teacher, role=Role.TEACHER), find_profile(session, student, role=Role.STUDENT)
+
+
+def _check_style(domain: str, style: str, *, field: str) -> None:
+    styles = find_domain(domain).styles
+    if style not in styles:
+        raise InvalidField(f"unknown style {style!r}; {domain} has {', '.join(styles)}", field=field)
+
+
+def _check_rank(recipe: LoraRecipe, profile: Profile, *, field: str) -> None:
+    limit = limits_of(profile).max_lora_rank
+    if recipe.rank > limit:
+        raise RankNotServed(
+            f"rank {recipe.rank} is over {limit}, the highest that {profile.name} serves on {profile.engine}",
+            field=field,
+            profile=profile.name,
+        )

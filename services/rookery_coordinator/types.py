@@ -1,0 +1,145 @@
+"""The coordinator's nouns: states, purposes, and the specs of runs and adaptations as they are stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rookery_shared.domains import DEFAULT_DOMAIN
+from rookery_shared.types import ALL_LINEAR, LoraRecipe, Sampling
+
+
+class State(StrEnum):
+    """Of a run, an adaptation or a round."""
+
+    WAITING = "waiting"
+    """A round whose predecessor has not ended."""
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    """Waits for a worker; a message says so, or will."""
+    RUNNING = "running"
+    """A worker holds its lease."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OPEN_JOB_STATES = (JobState.QUEUED, JobState.RUNNING)
+
+
+class JobKind(StrEnum):
+    GENERATE = "generate"
+    """The teacher writes self-edits for some contexts."""
+    TRAIN = "train"
+    """The student trains an adapter for each of some trials."""
+    EVALUATE = "evaluate"
+    """The evaluator scores those adapters."""
+    IMPROVE = "improve"
+    """The teacher's trainer makes the next policy."""
+    ACTIVATE = "activate"
+    """A teacher loads its active policy."""
+
+
+class Purpose(StrEnum):
+    """What a round is for."""
+
+    BASELINE = "baseline"
+    """Measures the student on the passage alone."""
+    TRAIN = "train"
+    """Trains the teacher: generate, train, evaluate, improve."""
+    TEST = "test"
+    """Measures a policy: generate, train, evaluate."""
+    CONTROL = "control"
+    """Trains the control line of policies: a random self-edit of each context, whatever it would have earned."""
+    ADAPT = "adapt"
+    """Serves one adaptation: generate, train, evaluate."""
+
+
+class Split(StrEnum):
+    """Which contexts of a run. An adaptation's one context is in TRAIN."""
+
+    TRAIN = "train"
+    TEST = "test"
+
+
+class TrialState(StrEnum):
+    PLANNED = "planned"
+    TRAINED = "trained"
+    SCORED = "scored"
+
+
+class Role(StrEnum):
+    TEACHER = "teacher"
+    STUDENT = "student"
+
+
+class Reward(StrEnum):
+    """The grader that pays. All graders' grades are stored, whichever pays."""
+
+    EXACT = "exact"
+    F1 = "f1"
+    CONTAINS = "contains"
+    LOGLIK = "loglik"
+
+
+TEACHER_RECIPE = LoraRecipe(rank=64, alpha=128, targets=(ALL_LINEAR,), epochs=2, learning_rate=3e-4, batch_size=10)
+"""SEAL's settings for its SFT of the teacher."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What a run does. Defaults are SEAL's where it has them."""
+
+    domain: str = DEFAULT_DOMAIN
+    style: str = "implications"
+    rounds: int = 2
+    self_edits: int = 5
+    seeds: int = 1
+    test_self_edits: int = 2
+    reward: Reward = Reward.LOGLIK
+    keep_without_gain: bool = False
+    control: bool = False
+    sampling: Sampling = Sampling()
+    student_recipe: LoraRecipe = LoraRecipe()
+    teacher_recipe: LoraRecipe = TEACHER_RECIPE
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptationPlan:
+    """What an adaptation does."""
+
+    domain: str = DEFAULT_DOMAIN
+    style: str = "implications"
+    self_edits: int = 5
+    seeds: int = 2
+    reward: Reward = Reward.LOGLIK
+    sampling: Sampling = Sampling()
+    student_recipe: LoraRecipe = LoraRecipe()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a profile admits."""
+
+    max_passage_characters: int = 20_000
+    max_new_tokens: int = 1_024
+    max_lora_rank: int = 64
+    trials_per_job: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    reason: str
+    message: str

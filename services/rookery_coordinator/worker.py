@@ -1,0 +1,149 @@
+"""The coordinator's Celery worker: it asks teachers for self-edits and evaluators for scores.
+
+It has no database: like every worker it claims jobs from the coordinator and reports to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeVar
+
+import grpc
+
+from rookery.internal.v1 import job_service_pb2 as pb
+from rookery.transport import call, open_channel, stream
+from rookery.v1 import context_pb2, evaluator_service_pb2, teacher_service_pb2
+from rookery.v1.evaluator_service_pb2_grpc import EvaluatorServiceStub
+from rookery.v1.teacher_service_pb2_grpc import TeacherServiceStub
+from rookery_coordinator.settings import WorkerSettings
+from rookery_shared.domains import find_domain
+from rookery_shared.jobs.runner import JobRunner, Lease
+from rookery_shared.jobs.worker import connect_runner
+from rookery_shared.types import Question
+
+STREAM_SECONDS = 3600.0
+"""Longest that a teacher or an evaluator may take over one job."""
+ACTIVATE_SECONDS = 300.0
+
+Stub = TypeVar("Stub")
+
+
+def build_runner() -> JobRunner:
+    """Called in the worker process."""
+    settings = WorkerSettings()
+    remote = Remote(settings)
+    handlers = {"generate": remote.generate, "evaluate": remote.evaluate, "activate": remote.activate}
+    return connect_runner(settings, handlers)
+
+
+class Remote:
+    """The handlers, and the channels to whom they call."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._channel: Callable[[str], grpc.Channel] = lru_cache(maxsize=None)(open_channel)
+
+    def _teacher(self, profile: str) -> TeacherServiceStub:
+        target = self._settings.teacher_target.format(profile=profile.removeprefix("profiles/"))
+        return TeacherServiceStub(self._channel(target))
+
+    def _evaluator(self, profile: str) -> EvaluatorServiceStub:
+        target = self._settings.evaluator_target.format(profile=profile.removeprefix("profiles/"))
+        return EvaluatorServiceStub(self._channel(target))
+
+    def generate(self, claim: pb.ClaimResponse, lease: Lease) -> pb.CompleteRequest:
+        """All self-edits of the job, and questions for contexts that came without."""
+        work = claim.generate
+        request = _generate_request(work)
+        total = sum(len(assignment.seeds) for assignment in request.assignments)
+        written: dict[tuple[int, int], teacher_service_pb2.GenerateSelfEditsResponse] = {}
+        responses = stream(self._teacher(work.teacher).GenerateSelfEdits, request, seconds=STREAM_SECONDS, patient=True)
+        for response in responses:
+            written[response.assignment, response.index] = response
+            lease.progress(len(written), total)
+        result = pb.CompleteRequest()
+        questions_at = len(work.items)  # their assignments come after those of the self-edits
+        for position, item in enumerate(work.items):
+            generated = result.generated.items.add()
+            for index in range(len(item.seeds)):
+                generated.self_edits.append(_self_edit(written[position, index]))
+            if item.question_seeds:
+                texts = [written[questions_at, index].text for index in range(len(item.question_seeds))]
+                generated.questions.extend(_read_questions(work.domain, texts))
+                questions_at += 1
+        return result
+
+    def evaluate(self, claim: pb.ClaimResponse, lease: Lease) -> pb.CompleteRequest:
+        """The scores of all adapters of the job."""
+        work = claim.evaluate
+        request = evaluator_service_pb2.ScoreRequest(
+            domain=work.domain,
+            items=[evaluator_service_pb2.ScoreRequest.Item(adapter=i.adapter, context=i.context) for i in work.items],
+            max_new_tokens=work.max_new_tokens,
+        )
+        scores: dict[int, evaluator_service_pb2.ScoreResponse] = {}
+        responses = stream(self._evaluator(work.student).Score, request, seconds=STREAM_SECONDS, patient=True)
+        for response in responses:
+            scores[response.item] = response
+            lease.progress(len(scores), len(work.items))
+        result = pb.CompleteRequest()
+        for position, item in enumerate(work.items):
+            score = scores[position]
+            result.evaluated.base_model = score.base_model
+            result.evaluated.graders[:] = score.graders
+            result.evaluated.items.append(_evaluated(item.trial, score))
+        return result
+
+    def activate(self, claim: pb.ClaimResponse, lease: Lease) -> pb.CompleteRequest:
+        """Have the teacher load its active policy ahead of the first request for it."""
+        work = claim.activate
+        request = teacher_service_pb2.ActivatePolicyRequest(adapter=work.adapter)
+        call(self._teacher(work.teacher).ActivatePolicy, request, seconds=ACTIVATE_SECONDS, patient=True)
+        return pb.CompleteRequest(activated=pb.Activated())
+
+
+def _generate_request(work: pb.GenerateWork) -> teacher_service_pb2.GenerateSelfEditsRequest:
+    """An assignment for each context, then one for each context that needs questions."""
+    request = teacher_service_pb2.GenerateSelfEditsRequest(
+        adapter=work.adapter, domain=work.domain, style=work.style, sampling=work.sampling
+    )
+    for item in work.items:
+        request.assignments.add(context=item.context, seeds=item.seeds)
+    for item in work.items:
+        if item.question_seeds:
+            request.assignments.add(context=item.context, seeds=item.question_seeds, questions=True)
+    return request
+
+
+def _self_edit(response: teacher_service_pb2.GenerateSelfEditsResponse) -> pb.Generated.SelfEdit:
+    return pb.Generated.SelfEdit(
+        prompt=response.prompt,
+        text=response.text,
+        seed=response.seed,
+        truncated=response.finish_reason == teacher_service_pb2.GenerateSelfEditsResponse.FINISH_REASON_LENGTH,
+        prompt_tokens=response.prompt_tokens,
+        completion_tokens=response.completion_tokens,
+    )
+
+
+def _read_questions(domain: str, texts: list[str]) -> list[context_pb2.Question]:
+    """The questions in several texts, each once."""
+    found: dict[str, Question] = {}
+    for text in texts:
+        for question in find_domain(domain).read_questions(text):
+            found.setdefault(question.question, question)
+    return [context_pb2.Question(question=q.question, answer=q.answer) for q in found.values()]
+
+
+def _evaluated(trial: str, score: evaluator_service_pb2.ScoreResponse) -> pb.Evaluated.Item:
+    return pb.Evaluated.Item(
+        trial=trial,
+        question_set=score.question_set,
+        questions=[
+            pb.Evaluated.Question(
+                before=q.before, after=q.after, grades_before=q.grades_before, grades_after=q.grades_after
+            )
+            for q in score.questions
+        ],
+    )

@@ -1,0 +1,110 @@
+"""Reading what runs and adaptations consist of: rows to dataclasses. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TypeVar
+
+from pydantic import TypeAdapter
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from rookery_coordinator import tables
+from rookery_coordinator.types import AdaptationPlan, Limits, Role, RunPlan
+from rookery_shared.errors import UnknownProfile, UnknownResource
+from rookery_shared.types import Context, Question
+
+_RUN_PLAN = TypeAdapter(RunPlan)
+_ADAPTATION_PLAN = TypeAdapter(AdaptationPlan)
+_LIMITS = TypeAdapter(Limits)
+
+Work = tables.Run | tables.Adaptation
+Plan = RunPlan | AdaptationPlan
+
+
+def find_run(session: Session, name: str, *, lock: bool = False) -> tables.Run:
+    """Raises UnknownResource. Locked, it serialises all changes to its rounds, jobs and trials."""
+    return _find(session, tables.Run, name, lock=lock)
+
+
+def find_adaptation(session: Session, name: str, *, lock: bool = False) -> tables.Adaptation:
+    """As `find_run`, for an adaptation."""
+    return _find(session, tables.Adaptation, name, lock=lock)
+
+
+def find_work(session: Session, name: str, *, lock: bool = False) -> Work:
+    """A run or an adaptation, by its name."""
+    return find_run(session, name, lock=lock) if name.startswith("runs/") else find_adaptation(session, name, lock=lock)
+
+
+AnyWork = TypeVar("AnyWork", tables.Run, tables.Adaptation)
+
+
+def _find(session: Session, table: type[AnyWork], name: str, *, lock: bool) -> AnyWork:
+    query = select(table).where(table.name == name)
+    work = session.scalar(query.with_for_update() if lock else query)
+    if work is None:
+        raise UnknownResource(f"there is no {name!r}", name=name)
+    return work
+
+
+def plan_of(work: Work) -> Plan:
+    """As the caller gave it, defaults filled in."""
+    if isinstance(work, tables.Run):
+        return _RUN_PLAN.validate_python(work.plan)
+    return _ADAPTATION_PLAN.validate_python(work.plan)
+
+
+def find_profile(session: Session, name: str, *, role: Role | None = None) -> tables.Profile:
+    """Raises UnknownProfile, also for a profile of another role."""
+    profile = session.get(tables.Profile, name)
+    if profile is None or (role is not None and profile.role != role):
+        what = f"{role.value} profile" if role else "profile"
+        raise UnknownProfile(f"there is no {what} {name!r}", name=name)
+    return profile
+
+
+def limits_of(profile: tables.Profile) -> Limits:
+    return _LIMITS.validate_python(profile.limits)
+
+
+def policy_adapter(session: Session, profile: str, version: int) -> str | None:
+    """The adapter of a teacher's version; None for the base model."""
+    policy = session.get(tables.Policy, (profile, version))
+    if policy is None:
+        raise UnknownResource(f"{profile} has no policy {version}", name=f"{profile}/policies/{version}")
+    return policy.adapter
+
+
+def round_contexts(session: Session, round_: tables.Round) -> Sequence[tables.Context]:
+    query = (
+        select(tables.Context)
+        .where(
+            tables.Context.parent == round_.parent,
+            tables.Context.split == round_.split,
+            tables.Context.position >= round_.first_context,
+            tables.Context.position < round_.first_context + round_.contexts,
+        )
+        .order_by(tables.Context.position)
+    )
+    return session.scalars(query).all()
+
+
+def to_context(row: tables.Context) -> Context:
+    return Context(title=row.title, passage=row.passage, questions=tuple(Question(**q) for q in row.questions))
+
+
+def add_contexts(session: Session, parent: str, split: str, contexts: Sequence[Context], ids: Sequence[str]) -> None:
+    for position, (context, id_) in enumerate(zip(contexts, ids, strict=True)):
+        session.add(
+            tables.Context(
+                id=id_,
+                parent=parent,
+                split=split,
+                position=position,
+                title=context.title,
+                passage=context.passage,
+                questions=[asdict(q) for q in context.questions],
+            )
+        )

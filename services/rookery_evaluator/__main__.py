@@ -1,0 +1,35 @@
+"""`rookery-evaluator`: a gRPC server that scores adapters of one student profile."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from rookery_evaluator.settings import EvaluatorSettings
+from rookery_shared import log
+
+
+def main() -> None:
+    argparse.ArgumentParser(
+        prog="rookery-evaluator", description="Scores adapters of one student profile."
+    ).parse_args()
+    settings = EvaluatorSettings()  # type: ignore[call-arg]  # its fields come from the environment
+    log.configure(service="evaluator", level=settings.log_level, style=settings.log_format)
+    asyncio.run(_serve(settings))
+
+
+async def _serve(settings: EvaluatorSettings) -> None:
+    from rookery_engines.connect import open_profile
+    from rookery_evaluator.scoring import Evaluator
+    from rookery_evaluator.server import EvaluatorApi
+    from rookery_shared.rpc.server import RpcServer, run_until_signalled
+    from rookery_shared.store.adapters import AdapterCache
+    from rookery_shared.store.connect import connect_store
+
+    _, engine = open_profile(settings)
+    evaluator = Evaluator(engine, AdapterCache(connect_store(settings), settings.cache_folder))
+    await run_until_signalled([RpcServer([EvaluatorApi(evaluator).servicer()], address=settings.address)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""`rookery-student`: a Celery worker on the queue of its profile."""
+
+from __future__ import annotations
+
+import argparse
+
+from rookery_shared.jobs.queues import train_queue
+from rookery_shared.jobs.worker import run_worker
+from rookery_student.settings import StudentSettings
+
+
+def main() -> None:
+    argparse.ArgumentParser(prog="rookery-student", description="Trains adapters of one student profile.").parse_args()
+    settings = StudentSettings()  # type: ignore[call-arg]  # its fields come from the environment
+    run_worker(
+        settings,
+        service="student",
+        queues=(train_queue(settings.profile),),
+        runner="rookery_student.worker:build_runner",
+        pool="prefork",
+        concurrency=1,
+    )
+
+
+if __name__ == "__main__":
+    main()

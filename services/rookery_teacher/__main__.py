@@ -1,0 +1,57 @@
+"""`rookery-teacher serve | trainer`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from rookery_shared import log
+from rookery_shared.jobs.queues import improve_queue
+from rookery_shared.jobs.worker import run_worker
+from rookery_teacher.settings import TeacherSettings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="rookery-teacher", description="Writes self-edits with one teacher profile.")
+    parser.add_argument(
+        "command",
+        nargs="?",
+        default="serve",
+        choices=("serve", "trainer"),
+        help="serve self-edits (default), or train the next policies",
+    )
+    settings = TeacherSettings()  # type: ignore[call-arg]  # its fields come from the environment
+    if parser.parse_args().command == "serve":
+        log.configure(service="teacher", level=settings.log_level, style=settings.log_format)
+        asyncio.run(_serve(settings))
+    else:
+        run_worker(
+            settings,
+            service="trainer",
+            queues=(improve_queue(settings.profile),),
+            runner="rookery_teacher.trainer:build_runner",
+            pool="prefork",
+            concurrency=1,
+        )
+
+
+async def _serve(settings: TeacherSettings) -> None:
+    from rookery_engines.connect import open_profile
+    from rookery_shared.profiles import fetch_active_adapter
+    from rookery_shared.rpc.server import RpcServer, run_until_signalled
+    from rookery_shared.store.adapters import AdapterCache
+    from rookery_shared.store.connect import connect_store
+    from rookery_teacher.server import TeacherApi
+    from rookery_teacher.writing import Teacher
+
+    profile, engine = open_profile(settings)
+    teacher = Teacher(engine, AdapterCache(connect_store(settings), settings.cache_folder))
+    active = fetch_active_adapter(settings.coordinator_target, profile)
+    if active:
+        await teacher.activate(active)
+    api = TeacherApi(teacher, max_new_tokens=profile.limits.max_new_tokens)
+    await run_until_signalled([RpcServer([api.servicer()], address=settings.address)])
+
+
+if __name__ == "__main__":
+    main()

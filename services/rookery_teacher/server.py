@@ -1,0 +1,78 @@
+"""TeacherService: translates between messages and `writing`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from rookery.v1 import teacher_service_pb2 as pb
+from rookery.v1.teacher_service_pb2_grpc import TeacherServiceServicer, add_TeacherServiceServicer_to_server
+from rookery_engines.types import Finish
+from rookery_shared.domains import DEFAULT_DOMAIN, find_domain
+from rookery_shared.errors import InvalidField
+from rookery_shared.rpc.server import RpcContext, Servicer
+from rookery_shared.wire import context_from_proto, sampling_from_proto
+from rookery_teacher.writing import Assignment, Teacher
+
+_FINISH = {
+    Finish.STOP: pb.GenerateSelfEditsResponse.FINISH_REASON_STOP,
+    Finish.LENGTH: pb.GenerateSelfEditsResponse.FINISH_REASON_LENGTH,
+}
+
+
+class TeacherApi(TeacherServiceServicer):
+    def __init__(self, teacher: Teacher, *, max_new_tokens: int) -> None:
+        self._teacher = teacher
+        self._max_new_tokens = max_new_tokens
+
+    def servicer(self) -> Servicer:
+        return Servicer(
+            add=lambda server: add_TeacherServiceServicer_to_server(self, server),
+            descriptor=pb.DESCRIPTOR.services_by_name["TeacherService"],
+        )
+
+    async def GenerateSelfEdits(
+        self, request: pb.GenerateSelfEditsRequest, context: RpcContext
+    ) -> AsyncIterator[pb.GenerateSelfEditsResponse]:
+        domain = request.domain or DEFAULT_DOMAIN
+        styles = find_domain(domain).styles
+        style = request.style or styles[0]
+        if style not in styles:
+            raise InvalidField(f"unknown style {style!r}; {domain} has {', '.join(styles)}", field="style")
+        assignments = [
+            Assignment(context=context_from_proto(a.context), seeds=list(a.seeds), questions=a.questions)
+            for a in request.assignments
+        ]
+        sampling = sampling_from_proto(request.sampling, max_new_tokens=self._max_new_tokens)
+        written = self._teacher.write(
+            assignments, adapter=request.adapter, domain=domain, style=style, sampling=sampling
+        )
+        async for text in written:
+            yield pb.GenerateSelfEditsResponse(
+                assignment=text.assignment,
+                index=text.index,
+                prompt=text.prompt,
+                text=text.generation.text,
+                seed=text.seed,
+                finish_reason=_FINISH[text.generation.finish],
+                prompt_tokens=text.generation.prompt_tokens,
+                completion_tokens=text.generation.completion_tokens,
+                adapter=text.adapter,
+            )
+
+    async def ActivatePolicy(self, request: pb.ActivatePolicyRequest, context: RpcContext) -> pb.ServingState:
+        if not request.adapter:
+            raise InvalidField("adapter is empty; the base model is called 'base'", field="adapter")
+        await self._teacher.activate(request.adapter)
+        return self._state()
+
+    async def GetServingState(self, request: pb.GetServingStateRequest, context: RpcContext) -> pb.ServingState:
+        return self._state()
+
+    def _state(self) -> pb.ServingState:
+        engine = self._teacher.engine
+        return pb.ServingState(
+            base_model=str(engine.identity),
+            active_adapter=self._teacher.active,
+            loaded_adapters=engine.loaded(),
+            engine=engine.name,
+        )

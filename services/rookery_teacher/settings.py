@@ -1,0 +1,12 @@
+"""What a teacher is told. Every field is ROOKERY_<FIELD> in the environment."""
+
+from __future__ import annotations
+
+from rookery_shared.settings import ModelServiceSettings
+
+
+class TeacherSettings(ModelServiceSettings):
+    """The teacher's server, and its trainer."""
+
+    address: str = "0.0.0.0:7072"
+    """Where the server listens."""

@@ -1,0 +1,39 @@
+"""The teacher's trainer: makes the next policy by supervised fine-tuning on the self-edits that a round kept."""
+
+from __future__ import annotations
+
+from rookery.internal.v1 import job_service_pb2 as pb
+from rookery_shared import log
+from rookery_shared.jobs.runner import JobRunner, Lease
+from rookery_shared.jobs.worker import connect_runner
+from rookery_shared.types import LoraRecipe
+from rookery_shared.wire import examples_from_proto, recipe_from_proto
+from rookery_teacher.settings import TeacherSettings
+from rookery_training.workshop import Workshop
+
+
+def build_runner() -> JobRunner:
+    """Called in the worker process, which loads the model at its first job."""
+    settings = TeacherSettings()  # type: ignore[call-arg]  # its fields come from the environment
+    log.configure(service="trainer", level=settings.log_level, style=settings.log_format)
+    trainer = Trainer(Workshop(settings, torch_threads=settings.torch_threads))
+    return connect_runner(settings, {"improve": trainer.improve})
+
+
+class Trainer:
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+
+    def improve(self, claim: pb.ClaimResponse, lease: Lease) -> pb.CompleteRequest:
+        work = claim.improve
+        trained = self._workshop.make(
+            work.teacher,
+            examples_from_proto(work.examples),
+            recipe_from_proto(work.recipe, default=LoraRecipe(), field="recipe"),
+            seed=work.seed,
+            job=lease.job,
+            epoch=lease.epoch,
+            start=work.adapter,
+            on_step=lease.progress,
+        )
+        return pb.CompleteRequest(improved=pb.Improved(adapter=trained))
