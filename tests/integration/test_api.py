@@ -1,0 +1,432 @@
+"""The coordinator's public API, over the wire, from a real server process without any worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from sqlalchemy import select
+
+from rookery import CallFailed, Client, Recipe
+from rookery.internal.v1.job_service_pb2 import ClaimRequest, FailRequest
+from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
+from rookery.local.broker import free_port
+from rookery.local.cluster import wait_until_serving
+from rookery.transport import call, open_channel
+from rookery.v1 import adaptation_service_pb2, model_service_pb2, run_service_pb2
+from rookery.v1.adaptation_service_pb2 import STATE_CANCELLED, STATE_FAILED, STATE_RUNNING
+from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceStub
+from rookery.v1.context_pb2 import Context, Question
+from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER, Limits, ModelSource, Profile
+from rookery.v1.model_service_pb2_grpc import ModelServiceStub
+from rookery.v1.run_service_pb2 import Run, RunPlan
+from rookery.v1.run_service_pb2_grpc import RunServiceStub
+from rookery_coordinator.database import Database
+from rookery_coordinator.tables import Job
+
+TEACHER, STUDENT = "profiles/teacher", "profiles/student"
+
+
+class Coordinator:
+    """A server process."""
+
+    def __init__(self, environment: dict[str, str], target: str) -> None:
+        self.environment = environment
+        self.target = target
+        self.start()
+
+    def start(self) -> None:
+        argv = [sys.executable, "-m", "rookery_coordinator"]
+        self.process = subprocess.Popen([*argv, "serve"], env=self.environment)
+        wait_until_serving(self.target)
+
+    def restart(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.start()
+
+
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinator]:
+    folder = tmp_path_factory.mktemp("coordinator")
+    target = f"127.0.0.1:{free_port()}"
+    environment = {
+        **os.environ,
+        "ROOKERY_DATABASE_URL": f"sqlite:///{folder}/rookery.db",
+        "ROOKERY_STORE_URL": f"file://{folder}/objects",
+        "ROOKERY_CACHE_FOLDER": str(folder / "cache"),
+        "ROOKERY_BROKER_URL": f"redis://127.0.0.1:{free_port()}/0",  # nobody is there
+        "ROOKERY_ADDRESS": target,
+        "ROOKERY_JOB_ADDRESS": f"127.0.0.1:{free_port()}",
+        "ROOKERY_LOG_LEVEL": "ERROR",
+    }
+    subprocess.run([sys.executable, "-m", "rookery_coordinator", "migrate"], env=environment, check=True)
+    server = Coordinator(environment, target)
+    with Client(target) as client:
+        limits = Limits(max_passage_characters=100, max_new_tokens=50, max_lora_rank=16)
+        for name, role in ((TEACHER, ROLE_TEACHER), (STUDENT, ROLE_STUDENT)):
+            client.create_profile(Profile(name=name, role=role, model=ModelSource(source="m"), limits=limits))
+    yield server
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(timeout=20) == 0
+
+
+@pytest.fixture
+def client(coordinator: Coordinator) -> Iterator[Client]:
+    with Client(coordinator.target) as opened:
+        yield opened
+
+
+QUESTIONS = [Question(question="Q?", answer="A")]
+
+
+def make_adaptation(client: Client, **changes: Any) -> adaptation_service_pb2.Adaptation:
+    asked: dict[str, Any] = {
+        "teacher": TEACHER,
+        "student": STUDENT,
+        "title": "T",
+        "passage": "P",
+        "questions": QUESTIONS,
+        "recipe": Recipe(rank=8, alpha=16),
+        **changes,
+    }
+    return client.create_adaptation(**asked)
+
+
+def a_run(**changes: Any) -> Run:
+    context = Context(title="T", passage="P", questions=QUESTIONS)
+    asked: dict[str, Any] = {
+        "teacher": TEACHER,
+        "student": STUDENT,
+        "train_contexts": [context, context],
+        "plan": RunPlan(student_recipe=Recipe(rank=8, alpha=16), teacher_recipe=Recipe(rank=8, alpha=16)),
+        **changes,
+    }
+    return Run(**asked)
+
+
+def everything(client: Client) -> tuple[int, int]:
+    return len(list(client.list_runs())), len(list(client.list_adaptations()))
+
+
+BAD: dict[str, tuple[Callable[[Client], Any], grpc.StatusCode, str, dict[str, str]]] = {
+    "an empty passage": (
+        lambda client: make_adaptation(client, passage=" \n"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "EMPTY_PASSAGE",
+        {"field": "context.passage"},
+    ),
+    "a passage over the limit": (
+        lambda client: make_adaptation(client, passage="x" * 101),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "PASSAGE_TOO_LONG",
+        {"field": "context.passage"},
+    ),
+    "no title": (
+        lambda client: make_adaptation(client, title=""),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "context.title"},
+    ),
+    "an unknown student": (
+        lambda client: make_adaptation(client, student="profiles/nobody"),
+        grpc.StatusCode.NOT_FOUND,
+        "UNKNOWN_PROFILE",
+        {"name": "profiles/nobody"},
+    ),
+    "a teacher as a student": (
+        lambda client: make_adaptation(client, student=TEACHER),
+        grpc.StatusCode.NOT_FOUND,
+        "UNKNOWN_PROFILE",
+        {"name": TEACHER},
+    ),
+    "a rank that the engine cannot serve": (
+        lambda client: make_adaptation(client, recipe=Recipe(rank=17)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "RANK_NOT_SERVED",
+        {"field": "recipe.rank", "profile": STUDENT},
+    ),
+    "a question without an answer": (
+        lambda client: make_adaptation(client, questions=[Question(question="Q?")]),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "context.questions[0]"},
+    ),
+    "too many self-edits": (
+        lambda client: make_adaptation(client, self_edits=65),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "self_edits"},
+    ),
+    "a recipe without epochs": (
+        lambda client: make_adaptation(client, recipe=Recipe(rank=8, epochs=0)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "recipe.epochs"},
+    ),
+    "a run whose second context is empty": (
+        lambda client: client.create_run(
+            a_run(
+                train_contexts=[
+                    Context(title="T", passage="P", questions=QUESTIONS),
+                    Context(title="T", passage="", questions=QUESTIONS),
+                ]
+            )
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "EMPTY_PASSAGE",
+        {"field": "train_contexts[1].passage"},
+    ),
+    "a run without questions": (
+        lambda client: client.create_run(a_run(train_contexts=[Context(title="T", passage="P")] * 2)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "train_contexts[0].questions"},
+    ),
+    "more rounds than contexts": (
+        lambda client: client.create_run(
+            a_run(plan=RunPlan(rounds=3, student_recipe=Recipe(rank=8), teacher_recipe=Recipe(rank=8)))
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "train_contexts"},
+    ),
+    "a teacher's rank over its limit": (
+        lambda client: client.create_run(a_run(plan=RunPlan(student_recipe=Recipe(rank=8)))),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "RANK_NOT_SERVED",
+        {"field": "plan.teacher_recipe.rank", "profile": TEACHER},
+    ),
+    "an unknown style": (
+        lambda client: client.create_run(a_run(plan=RunPlan(style="haiku"))),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "plan.style"},
+    ),
+    "an unknown domain": (
+        lambda client: client.create_run(a_run(domain="cooking")),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "domain"},
+    ),
+    "a run that is not there": (
+        lambda client: client.get_run("runs/none"),
+        grpc.StatusCode.NOT_FOUND,
+        "UNKNOWN_RESOURCE",
+        {"name": "runs/none"},
+    ),
+    "an adapter that is not there": (
+        lambda client: client.download_adapter("adapters/none", "/nowhere/at/all"),
+        grpc.StatusCode.NOT_FOUND,
+        "UNKNOWN_RESOURCE",
+        {"name": "adapters/none"},
+    ),
+    "a profile's name with capitals": (
+        lambda client: client.create_profile(
+            Profile(name="profiles/Big", role=ROLE_STUDENT, model=ModelSource(source="m"))
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "profile.name"},
+    ),
+    "a profile's name that is taken": (
+        lambda client: client.create_profile(Profile(name=TEACHER, role=ROLE_TEACHER, model=ModelSource(source="m"))),
+        grpc.StatusCode.ALREADY_EXISTS,
+        "NAME_TAKEN",
+        {"name": TEACHER},
+    ),
+    "an engine that does not exist": (
+        lambda client: client.create_profile(
+            Profile(name="profiles/x", role=ROLE_STUDENT, model=ModelSource(source="m"), engine="steam")
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "profile.engine"},
+    ),
+    "a policy that does not exist": (
+        lambda client: client.set_active_policy(f"{TEACHER}/policies/99"),
+        grpc.StatusCode.NOT_FOUND,
+        "UNKNOWN_RESOURCE",
+        {"name": f"{TEACHER}/policies/99"},
+    ),
+    "an alias with nothing before": (
+        lambda client: client.rollback_adapter(STUDENT),
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "NOTHING_TO_ROLL_BACK",
+        {"alias": "live", "profile": STUDENT},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_a_clear_error_and_creates_nothing(client: Client, case: str) -> None:
+    ask, code, reason, metadata = BAD[case]
+    before = everything(client)
+    with pytest.raises(CallFailed) as caught:
+        ask(client)
+    assert (caught.value.code, caught.value.reason) == (code, reason)
+    assert caught.value.metadata == metadata
+    assert len(caught.value.message) > 10
+    assert everything(client) == before
+
+
+def test_the_status_has_error_info_for_clients_in_any_language(coordinator: Coordinator) -> None:
+    with grpc.insecure_channel(coordinator.target) as channel, pytest.raises(grpc.RpcError) as caught:
+        RunServiceStub(channel).GetRun(run_service_pb2.GetRunRequest(name="runs/none"), timeout=5)
+    metadata: Any = caught.value.trailing_metadata()
+    details = dict(metadata)["grpc-status-details-bin"]
+    info = error_details_pb2.ErrorInfo()
+    assert status_pb2.Status.FromString(details).details[0].Unpack(info)
+    assert (info.reason, info.domain) == ("UNKNOWN_RESOURCE", "rookery")
+
+
+def test_a_bad_page_token_is_refused(coordinator: Coordinator) -> None:
+    with open_channel(coordinator.target) as channel, pytest.raises(CallFailed, match="page_token"):
+        call(RunServiceStub(channel).ListRuns, run_service_pb2.ListRunsRequest(page_token="made up"))
+
+
+def test_repeating_a_create_returns_what_the_first_one_made(coordinator: Coordinator, client: Client) -> None:
+    request = adaptation_service_pb2.CreateAdaptationRequest(
+        adaptation=adaptation_service_pb2.Adaptation(
+            teacher=TEACHER,
+            student=STUDENT,
+            context=Context(title="T", passage="P", questions=QUESTIONS),
+            recipe=Recipe(rank=8),
+        ),
+        request_id=str(uuid.uuid4()),
+    )
+    before = everything(client)
+    with open_channel(coordinator.target) as channel:
+        stub = AdaptationServiceStub(channel)
+        futures = [stub.CreateAdaptation.future(request, timeout=10) for _ in range(5)]
+        names = {future.result().name for future in futures}
+    assert len(names) == 1
+    assert everything(client) == (before[0], before[1] + 1)
+
+
+def test_lists_come_in_pages(coordinator: Coordinator, client: Client) -> None:
+    made = [make_adaptation(client).name for _ in range(5)]
+    seen: list[str] = []
+    token = ""
+    with open_channel(coordinator.target) as channel:
+        stub = AdaptationServiceStub(channel)
+        while True:
+            request = adaptation_service_pb2.ListAdaptationsRequest(page_size=2, page_token=token)
+            page = call(stub.ListAdaptations, request)
+            assert len(page.adaptations) <= 2
+            seen += [adaptation.name for adaptation in page.adaptations]
+            token = page.next_page_token
+            if not token:
+                break
+    assert seen[:5] == made[::-1], "newest first"
+    assert len(seen) == len(set(seen)) == everything(client)[1]
+
+
+def test_what_is_created_is_shown_with_its_defaults(client: Client) -> None:
+    made = make_adaptation(client, recipe=Recipe(rank=8))
+    shown = client.get_adaptation(made.name)
+    assert shown.state == STATE_RUNNING
+    assert (shown.style, shown.self_edits, shown.seeds, shown.policy) == ("implications", 5, 2, f"{TEACHER}/policies/0")
+    assert (shown.recipe.rank, shown.recipe.alpha, shown.recipe.epochs) == (8, 64, 10)
+    assert list(shown.recipe.targets) == ["q_proj", "v_proj"]
+    assert shown.sampling.max_new_tokens == 50, "the teacher's limit"
+    assert shown.context.passage == "P"
+    assert (shown.progress.trials_done, shown.progress.trials_total) == (0, 10)
+
+
+def test_cancelling_ends_the_watch(client: Client) -> None:
+    made = make_adaptation(client)
+    client.cancel_adaptation(made.name)
+    events = list(client.watch_adaptation(made.name))
+    assert events[0].message == "accepted"
+    assert events[-1].message == "cancelled"
+    assert events[-1].adaptation.state == STATE_CANCELLED
+    rest = list(client.watch_adaptation(made.name, after_sequence=events[0].sequence))
+    assert [e.sequence for e in rest] == [e.sequence for e in events[1:]]
+    run = client.create_run(a_run())
+    assert client.cancel_run(run.name).state == STATE_CANCELLED
+    assert client.cancel_run(run.name).state == STATE_CANCELLED, "cancelling again has no effect"
+
+
+def test_a_watch_outlives_the_server(coordinator: Coordinator, client: Client) -> None:
+    made = make_adaptation(client)
+    events = client.watch_adaptation(made.name)
+    first = next(events)
+    coordinator.restart()
+    client.cancel_adaptation(made.name)
+    rest = list(events)
+    assert rest[-1].message == "cancelled"
+    sequences = [first.sequence, *(e.sequence for e in rest)]
+    assert sequences == sorted(set(sequences)), "nothing twice, nothing out of order"
+
+
+def test_health_and_reflection_are_served(coordinator: Coordinator) -> None:
+    with open_channel(coordinator.target) as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "rookery.v1.RunService", "rookery.v1.AdapterService"):
+            response = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+            assert response.status == health_pb2.HealthCheckResponse.SERVING
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        [answer] = list(reflection.ServerReflectionInfo(iter([request]), timeout=5))
+        names = {service.name for service in answer.list_services_response.service}
+    public = {"RunService", "AdaptationService", "ModelService", "AdapterService"}
+    assert {f"rookery.v1.{name}" for name in public} <= names
+    assert not any("internal" in name for name in names), "workers have a port of their own"
+
+
+def test_a_second_server_on_the_port_fails(coordinator: Coordinator) -> None:
+    environment = {**coordinator.environment, "ROOKERY_JOB_ADDRESS": f"127.0.0.1:{free_port()}"}
+    argv = [sys.executable, "-m", "rookery_coordinator", "serve"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode != 0
+
+
+def test_workers_talk_to_the_internal_service_only(coordinator: Coordinator) -> None:
+    unknown = ClaimRequest(job="none", epoch=1, worker="w")
+    with open_channel(coordinator.target) as channel, pytest.raises(CallFailed) as caught:
+        call(JobServiceStub(channel).Claim, unknown)
+    assert caught.value.code is grpc.StatusCode.UNIMPLEMENTED
+    with open_channel(coordinator.environment["ROOKERY_JOB_ADDRESS"]) as channel, pytest.raises(CallFailed) as caught:
+        call(JobServiceStub(channel).Claim, unknown)
+    assert caught.value.reason == "UNKNOWN_RESOURCE"
+
+
+def test_profiles_and_policies(coordinator: Coordinator, client: Client) -> None:
+    profile = client.get_profile(TEACHER)
+    assert profile.active_policy == f"{TEACHER}/policies/0"
+    assert [p.name for p in client.list_policies(TEACHER)] == [f"{TEACHER}/policies/0"]
+    assert client.set_active_policy(f"{TEACHER}/policies/0").active_policy == profile.active_policy
+    request = model_service_pb2.ListPoliciesRequest(parent=STUDENT)
+    with open_channel(coordinator.target) as channel, pytest.raises(CallFailed) as caught:
+        call(ModelServiceStub(channel).ListPolicies, request)
+    assert caught.value.reason == "UNKNOWN_PROFILE", "students have no policies"
+
+
+def test_failures_of_jobs_reach_the_client(coordinator: Coordinator, client: Client) -> None:
+    made = make_adaptation(client)
+    with open_channel(coordinator.environment["ROOKERY_JOB_ADDRESS"]) as channel:
+        job = _job_of(coordinator, made.name)
+        stub = JobServiceStub(channel)
+        claim = call(stub.Claim, ClaimRequest(job=job, epoch=1, worker="w"))
+        assert claim.parent == made.name
+        assert claim.generate.items[0].context.passage == "P"
+        call(stub.Fail, FailRequest(job=job, epoch=1, reason="MODEL_NOT_LOADABLE", message="no such model"))
+    failed = client.get_adaptation(made.name)
+    assert failed.state == STATE_FAILED
+    assert (failed.failure.reason, failed.failure.message) == ("MODEL_NOT_LOADABLE", "no such model")
+
+
+def _job_of(coordinator: Coordinator, parent: str) -> str:
+    with Database(coordinator.environment["ROOKERY_DATABASE_URL"]).read() as session:
+        return session.scalars(select(Job.id).where(Job.parent == parent)).one()

@@ -1,0 +1,389 @@
+"""The round state machine on real databases: what follows from what, exactly once, whatever happens in between."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from sqlalchemy import ColumnElement, func, select, update
+
+from rookery_coordinator import outcomes, report, rounds
+from rookery_coordinator.database import Database, now
+from rookery_coordinator.reaper import Reaper
+from rookery_coordinator.tables import (
+    Adaptation,
+    Adapter,
+    AuditEntry,
+    Base,
+    Context,
+    Job,
+    Kept,
+    Outbox,
+    Policy,
+    Profile,
+    Round,
+    Run,
+    SelfEdit,
+    Trial,
+)
+from rookery_coordinator.types import Failure, JobKind, JobState, Purpose, Reward, RunPlan, State, TrialState
+from rookery_coordinator.works import find_run, find_work
+from rookery_shared.errors import JobNotQueued, StaleEpoch
+from rookery_shared.types import Question
+from tests.integration.workers import Workers
+from tests.integration.worlds import STUDENT, TEACHER, make_adaptation, make_profiles, make_run
+
+TRIALS = 2 * (2 * 3 * 2) + 5 * 3
+"""Two train rounds of 2 contexts x 3 self-edits x 2 seeds; baseline and four tests of 3 contexts."""
+
+
+@pytest.fixture
+def workers(database: Database) -> Workers:
+    make_profiles(database)
+    return Workers(database)
+
+
+def count(database: Database, table: type[Base], *conditions: ColumnElement[bool]) -> int:
+    with database.read() as session:
+        query = select(func.count()).select_from(table).where(*conditions)
+        return session.scalars(query).one()
+
+
+def test_a_run_goes_through_all_of_its_rounds(database: Database, workers: Workers) -> None:
+    name = make_run(database)
+    workers.run_all()
+    with database.read() as session:
+        run = find_run(session, name)
+        assert run.state is State.SUCCEEDED
+        assert run.end_time is not None
+        states = session.scalars(select(Round.state).where(Round.parent == name)).all()
+        assert set(states) == {State.SUCCEEDED}
+        assert len(states) == 9
+    assert count(database, Trial) == count(database, Trial, Trial.state == TrialState.SCORED) == TRIALS
+    assert count(database, Job, Job.state != JobState.SUCCEEDED) == 0
+    assert count(database, Outbox) == 0
+
+
+def test_policies_form_two_lines(database: Database, workers: Workers) -> None:
+    name = make_run(database)
+    workers.run_all()
+    with database.read() as session:
+        found = session.scalars(select(Round).where(Round.parent == name).order_by(Round.position)).all()
+        train1, test1, control1, train2, test2, control2, test_control = found[2:]
+        assert (train1.policy, test1.policy, train2.policy, test2.policy) == (
+            0,
+            train1.next_policy,
+            train1.next_policy,
+            train2.next_policy,
+        )
+        assert (control1.policy, control2.policy, test_control.policy) == (
+            0,
+            control1.next_policy,
+            control2.next_policy,
+        )
+        assert count(database, Policy) == 5, "the base and two of each line"
+
+
+def test_training_keeps_the_best_self_edit_of_each_context(database: Database, workers: Workers) -> None:
+    best = {"context 0": 2, "context 1": 0, "context 2": 1, "context 3": 2}
+
+    def worth(round_: Round, context: Context, position: int) -> float:
+        return 0.9 if position == best.get(context.title) else 0.3
+
+    workers.worth = worth
+    make_run(database)
+    workers.run_all()
+    with database.read() as session:
+        query = (
+            select(Context.title, SelfEdit.position)
+            .join(SelfEdit, SelfEdit.context == Context.id)
+            .join(Kept, Kept.self_edit == SelfEdit.id)
+            .join(Round, Round.id == Kept.round)
+            .where(Round.purpose == Purpose.TRAIN)
+        )
+        assert {row.title: row.position for row in session.execute(query)} == best
+
+
+def test_the_first_control_chooses_among_the_self_edits_of_the_first_round(
+    database: Database, workers: Workers
+) -> None:
+    name = make_run(database)
+    workers.run_all()
+    with database.read() as session:
+        found = session.scalars(select(Round).where(Round.parent == name).order_by(Round.position)).all()
+        train, control = found[2], found[4]
+        kept = session.scalars(
+            select(SelfEdit).join(Kept, Kept.self_edit == SelfEdit.id).where(Kept.round == control.id)
+        )
+        assert {row.round for row in kept} == {train.id}
+        generated = select(func.count()).where(Job.round == control.id, Job.kind == JobKind.GENERATE)
+        assert session.scalar(generated) == 0
+
+
+def test_nothing_better_than_the_base_leaves_the_policy_as_it_is(database: Database, workers: Workers) -> None:
+    workers.worth = lambda round_, context, position: 0.0
+    name = make_run(database, RunPlan(rounds=1, self_edits=2, reward=Reward.EXACT), train=2, test=0)
+    workers.run_all()
+    with database.read() as session:
+        assert find_run(session, name).state is State.SUCCEEDED
+        assert count(database, Policy) == 1
+        assert session.get_one(Profile, TEACHER).active_policy == 0
+
+
+def test_the_last_policy_becomes_active_only_if_it_measured_better(database: Database, workers: Workers) -> None:
+    def better_later(round_: Round, context: Context, position: int) -> float:
+        return 0.2 + 0.1 * round_.position
+
+    workers.worth = better_later
+    name = make_run(database)
+    workers.run_all()
+    with database.read() as session:
+        last = session.scalars(
+            select(Round).where(Round.parent == name, Round.purpose == Purpose.TRAIN).order_by(Round.position)
+        ).all()[-1]
+        assert session.get_one(Profile, TEACHER).active_policy == last.next_policy
+        assert count(database, Job, Job.kind == JobKind.ACTIVATE) == 1
+
+    workers.worth = lambda round_, context, position: 0.9 - 0.05 * round_.position
+    make_run(database)
+    workers.run_all()
+    with database.read() as session:
+        assert session.get_one(Profile, TEACHER).active_policy == last.next_policy, "the second run did worse"
+
+
+def test_a_run_starts_from_the_policy_that_was_active_when_it_was_created(database: Database, workers: Workers) -> None:
+    make_run(database, RunPlan(rounds=1, self_edits=2, reward=Reward.EXACT), train=2, test=0)
+    second = make_run(database, RunPlan(rounds=1, self_edits=2, reward=Reward.EXACT), train=2, test=0)
+    workers.run_all()
+    third = make_run(database, RunPlan(rounds=1, self_edits=2, reward=Reward.EXACT), train=2, test=0)
+    with database.read() as session:
+        assert find_run(session, second).policy == 0
+        assert find_run(session, third).policy == session.get_one(Profile, TEACHER).active_policy > 0
+
+
+def test_measurements_are_in_the_order_of_the_table(database: Database, workers: Workers) -> None:
+    name = make_run(database)
+    workers.run_all()
+    with database.read() as session:
+        rows = report.table(session, name)
+    names = ["base", "passage only", "self-edits before RL", "after round 1", "after round 2", "control"]
+    assert sorted(rows) == sorted(names)
+    assert list(rows)[:3] == names[:3]
+    assert all(len(scores) == 3 for scores in rows.values())
+    assert set(rows["base"].values()) == {0.0}
+    assert set(rows["passage only"].values()) == {0.1}
+
+
+def test_an_adaptation_takes_the_best_self_edit_and_its_best_trial(database: Database, workers: Workers) -> None:
+    name = make_adaptation(database)
+    workers.run_all()
+    with database.read() as session:
+        adaptation = session.get_one(Adaptation, name)
+        assert adaptation.state is State.SUCCEEDED
+        trial = session.get_one(Trial, adaptation.trial)
+        assert session.get_one(SelfEdit, trial.self_edit).text.startswith("worth 0.2")
+        assert trial.adapter is not None
+    assert count(database, Trial) == 6
+    assert count(database, Policy) == 1, "an adaptation leaves the teacher alone"
+
+
+def test_without_questions_the_teacher_is_asked_for_some(database: Database, workers: Workers) -> None:
+    workers.questions = (Question(question="What?", answer="That"),)
+    name = make_adaptation(database, questions=0)
+    workers.run_all()
+    with database.read() as session:
+        assert session.get_one(Adaptation, name).state is State.SUCCEEDED
+        context = session.scalar(select(Context).where(Context.parent == name))
+        assert context is not None
+        assert context.questions == [{"question": "What?", "answer": "That"}]
+
+
+def test_without_any_question_it_fails_and_says_so(database: Database, workers: Workers) -> None:
+    name = make_adaptation(database, questions=0)
+    workers.run_all()
+    with database.read() as session:
+        adaptation = session.get_one(Adaptation, name)
+        assert (adaptation.state, adaptation.failure_reason) == (State.FAILED, "NO_QUESTIONS")
+        assert "context 0" in (adaptation.failure_message or "")
+    assert count(database, SelfEdit) == 0, "nothing half stored"
+
+
+def test_equal_requests_share_their_adapters(database: Database, workers: Workers) -> None:
+    make_adaptation(database)
+    workers.run_all()
+    trained = count(database, Job, Job.kind == JobKind.TRAIN)
+    again = make_adaptation(database)
+    workers.run_all()
+    assert count(database, Job, Job.kind == JobKind.TRAIN) == trained, "the second trained nothing"
+    assert count(database, Trial) == 12
+    assert count(database, Adapter) == 6
+    with database.read() as session:
+        assert session.get_one(Adaptation, again).trial is not None
+
+
+def test_a_duplicate_message_of_a_running_job_is_refused(database: Database, workers: Workers) -> None:
+    make_adaptation(database)
+    [(job, epoch)] = workers.messages()
+    workers.claim(job, epoch, worker="first")
+    with pytest.raises(JobNotQueued):
+        workers.claim(job, epoch, worker="second")
+    workers.claim(job, epoch, worker="first")  # whose answer was lost may ask again
+    workers.complete(job, epoch)
+    with pytest.raises(JobNotQueued):
+        workers.claim(job, epoch, worker="second")
+
+
+def test_a_result_may_be_sent_twice(database: Database, workers: Workers) -> None:
+    make_adaptation(database)
+    [(job, epoch)] = workers.messages()
+    workers.claim(job, epoch)
+    workers.complete(job, epoch)
+    workers.complete(job, epoch)
+    assert count(database, SelfEdit) == 3
+
+
+def expire(database: Database, job: str) -> None:
+    with database.write() as session:
+        session.execute(update(Job).where(Job.id == job).values(lease_until=now() - 1.0))
+
+
+def test_a_worker_that_vanished_loses_its_job_and_what_it_still_sends_has_no_effect(
+    database: Database, workers: Workers
+) -> None:
+    make_adaptation(database)
+    [(job, epoch)] = workers.messages()
+    workers.claim(job, epoch)
+    expire(database, job)
+    Reaper(database, forgotten_seconds=60).sweep()
+    [(again, next_epoch)] = workers.messages()
+    assert (again, next_epoch) == (job, epoch + 1)
+    with pytest.raises(StaleEpoch):
+        workers.complete(job, epoch)
+    assert count(database, SelfEdit) == 0
+    with pytest.raises(StaleEpoch):
+        workers.claim(job, epoch)
+    workers.do(job, next_epoch)
+    assert count(database, SelfEdit) == 3
+
+
+def test_a_worker_that_never_beat_is_found_too(database: Database, workers: Workers) -> None:
+    make_adaptation(database)
+    [(job, epoch)] = workers.messages()
+    workers.claim(job, epoch)
+    with database.write() as session:
+        session.execute(update(Job).where(Job.id == job).values(lease_until=None, start_time=None))
+    Reaper(database, forgotten_seconds=60).sweep()
+    assert [message[1] for message in workers.messages()] == [epoch + 1]
+
+
+def test_attempts_are_bounded_and_then_the_work_fails_with_the_reason(database: Database, workers: Workers) -> None:
+    name = make_adaptation(database)
+    attempts = 0
+    while messages := workers.messages():
+        for job, epoch in messages:
+            workers.claim(job, epoch)
+            attempts += 1
+            with database.write() as session:
+                failure = Failure(reason="OUT_OF_LUCK", message="again")
+                outcomes.report_failure(session, job, epoch=epoch, failure=failure, retryable=True)
+    assert attempts == 8
+    with database.read() as session:
+        adaptation = session.get_one(Adaptation, name)
+        assert (adaptation.state, adaptation.failure_reason) == (State.FAILED, "OUT_OF_LUCK")
+
+
+def test_an_error_that_will_not_go_away_is_not_retried(database: Database, workers: Workers) -> None:
+    name = make_run(database)
+    messages = workers.messages()
+    workers.claim(*messages[0])
+    with database.write() as session:
+        failure = Failure(reason="MODEL_NOT_LOADABLE", message="no such model")
+        outcomes.report_failure(session, messages[0][0], epoch=messages[0][1], failure=failure, retryable=False)
+    with database.read() as session:
+        run = find_run(session, name)
+        assert (run.state, run.failure_reason, run.failure_message) == (
+            State.FAILED,
+            "MODEL_NOT_LOADABLE",
+            "no such model",
+        )
+    assert count(database, Job, Job.state.in_([JobState.QUEUED, JobState.RUNNING])) == 0
+    with pytest.raises(JobNotQueued):
+        workers.claim(*messages[1])
+
+
+def test_cancelling_stops_jobs_in_flight_and_keeps_what_is_done(database: Database, workers: Workers) -> None:
+    name = make_run(database)
+    left = workers.run(3)
+    workers.claim(*left[0])
+    with database.write() as session:
+        rounds.end_work(session, find_work(session, name, lock=True), State.CANCELLED)
+    with database.read() as session:
+        assert find_run(session, name).state is State.CANCELLED
+    with pytest.raises(StaleEpoch):
+        workers.complete(*left[0])
+    with pytest.raises(JobNotQueued):
+        workers.claim(*left[1])
+    assert count(database, Trial, Trial.state == TrialState.TRAINED) > 0
+    before = count(database, AuditEntry)
+    with database.write() as session:
+        rounds.end_work(session, find_work(session, name, lock=True), State.FAILED)
+    assert count(database, AuditEntry) == before, "what has ended stays as it ended"
+
+
+def test_a_queue_whose_messages_were_lost_is_announced_again(database: Database, workers: Workers) -> None:
+    make_adaptation(database)
+    [message] = workers.messages()  # and nobody gets it
+    reaper = Reaper(database, forgotten_seconds=5.0)
+    reaper.sweep()
+    assert workers.messages() == [], "not yet"
+    with database.write() as session:
+        session.execute(update(Job).values(queue_time=now() - 6.0))
+    reaper.sweep()
+    assert workers.messages() == [message], "the same attempt: nothing was tried"
+    reaper.sweep()
+    assert workers.messages() == [], "once is enough for a while"
+
+
+def test_a_queue_that_flows_is_left_alone(database: Database, workers: Workers) -> None:
+    make_run(database)
+    messages = workers.messages()
+    with database.write() as session:
+        session.execute(update(Job).values(queue_time=now() - 60.0))
+    generating = [m for m in messages if m[0]]
+    workers.claim(*generating[0])
+    Reaper(database, forgotten_seconds=5.0).sweep()
+    with database.read() as session:
+        busy = session.get_one(Job, generating[0][0]).queue
+        announced = session.scalars(select(Outbox.queue)).all()
+    assert busy not in announced
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order_of_completions_gives_the_same_trials(database: Database, workers: Workers, seed: int) -> None:
+    rng = random.Random(seed)
+    make_run(database)
+    waiting = workers.messages()
+    while waiting:
+        job, epoch = waiting.pop(rng.randrange(len(waiting)))
+        workers.claim(job, epoch)
+        if rng.random() < 0.3:
+            expire(database, job)
+            Reaper(database, forgotten_seconds=60).sweep()
+        else:
+            workers.complete(job, epoch)
+        waiting += workers.messages()
+    assert count(database, Trial, Trial.state == TrialState.SCORED) == TRIALS
+    with database.read() as session:
+        seeds = session.execute(select(Trial.self_edit, Trial.position)).all()
+        assert len(seeds) == len(set(seeds)), "no trial twice"
+        assert session.scalar(select(Run.state)) is State.SUCCEEDED
+
+
+def test_the_student_profile_decides_the_size_of_train_jobs(database: Database, workers: Workers) -> None:
+    make_run(database)
+    workers.run_all()
+    with database.read() as session:
+        sizes = [len(scope) for scope in session.scalars(select(Job.scope).where(Job.kind == JobKind.TRAIN))]
+        queues = set(session.scalars(select(Job.queue).where(Job.kind == JobKind.TRAIN)))
+    assert max(sizes) == 4
+    assert queues == {"train." + STUDENT.removeprefix("profiles/")}

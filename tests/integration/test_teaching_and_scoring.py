@@ -1,0 +1,160 @@
+"""The teacher and the evaluator around an engine: policies by name, the base asked once, failures are no scores."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from rookery_engines.models import ModelSource
+from rookery_engines.transformers import TransformersEngine
+from rookery_engines.types import GenerationRequest
+from rookery_evaluator.scoring import Evaluator, Item, Score, question_set
+from rookery_shared.errors import AdapterCorrupt, AdapterMismatch, ObjectMissing
+from rookery_shared.store.adapters import AdapterCache, Origin, adapter_name, publish
+from rookery_shared.store.local import LocalStore
+from rookery_shared.types import ALL_LINEAR, BASE_ADAPTER, Context, Example, LoraRecipe, Question, Sampling
+from rookery_teacher.writing import Assignment, Teacher, Written
+from rookery_training.lora import LoraTrainer
+from tests.models import random_model, small_tokenizer
+
+CONTEXT = Context(
+    title="Edda Falley",
+    passage="Edda Falley was born in Norwick.",
+    questions=(Question(question="Where?", answer="Norwick"), Question(question="Who?", answer="Edda")),
+)
+SAMPLING = Sampling(max_new_tokens=8)
+
+
+class CountingEngine(TransformersEngine):
+    """Counts the requests for the base model."""
+
+    base_requests = 0
+
+    def generate(self, requests):  # type: ignore[no-untyped-def]  # as in the engine
+        self.base_requests += sum(isinstance(r, GenerationRequest) and r.adapter is None for r in requests)
+        return super().generate(requests)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    random_model().save_pretrained(folder)
+    small_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "objects")
+
+
+@pytest.fixture
+def cache(store: LocalStore, tmp_path: Path) -> AdapterCache:
+    return AdapterCache(store, tmp_path / "cache")
+
+
+@pytest.fixture
+def engine(model_folder: Path) -> CountingEngine:
+    return CountingEngine(ModelSource(source=str(model_folder)))
+
+
+@pytest.fixture
+def adapters(store: LocalStore, model_folder: Path, tmp_path: Path) -> list[str]:
+    """Two published adapters of the model."""
+    return [make_adapter(store, str(model_folder), tmp_path / str(i), text=f"adapter {i} ", seed=i) for i in range(2)]
+
+
+def make_adapter(store: LocalStore, base_model: str, folder: Path, *, text: str, seed: int) -> str:
+    recipe = LoraRecipe(rank=4, alpha=16, targets=(ALL_LINEAR,), epochs=8, learning_rate=5e-2)
+    LoraTrainer(random_model(), small_tokenizer()).train([Example(completion=text * 4)], recipe, seed=seed, out=folder)
+    origin = Origin(base_model=base_model, base_revision="", rank=4, job="j", epoch=1, seed=seed)
+    return adapter_name(publish(store, folder, origin).digest)
+
+
+def write(
+    teacher: Teacher, *, adapter: str = "", seeds: tuple[int, ...] = (1, 2), questions: bool = False
+) -> list[Written]:
+    async def collect() -> list[Written]:
+        assignment = Assignment(context=CONTEXT, seeds=(1, 2), questions=questions)
+        written = teacher.write(
+            [assignment], adapter=adapter, domain="knowledge", style="implications", sampling=SAMPLING
+        )
+        return [text async for text in written]
+
+    return sorted(asyncio.run(collect()), key=lambda text: text.index)
+
+
+def score(evaluator: Evaluator, *adapters: str) -> list[Score]:
+    async def collect() -> list[Score]:
+        items = [Item(adapter=adapter, context=CONTEXT) for adapter in adapters]
+        return [s async for s in evaluator.score(items, domain="knowledge", max_new_tokens=8)]
+
+    return asyncio.run(collect())
+
+
+def test_every_text_says_which_policy_wrote_it(
+    engine: CountingEngine, cache: AdapterCache, adapters: list[str]
+) -> None:
+    teacher = Teacher(engine, cache)
+    by_base = write(teacher)
+    assert {text.adapter for text in by_base} == {BASE_ADAPTER}
+    asyncio.run(teacher.activate(adapters[0]))
+    by_active = write(teacher)
+    assert {text.adapter for text in by_active} == {adapters[0]}
+    assert [t.generation.text for t in by_active] != [t.generation.text for t in by_base]
+    named = write(teacher, adapter=BASE_ADAPTER)
+    assert [t.generation.text for t in named] == [t.generation.text for t in by_base], "a request names its policy"
+    assert [t.seed for t in named] == [1, 2]
+    assert named[0].prompt.endswith("Implications:\n")
+    assert write(teacher, questions=True)[0].prompt.endswith("Question 1: ")
+
+
+def test_a_policy_that_does_not_load_leaves_the_old_one_active(engine: CountingEngine, cache: AdapterCache) -> None:
+    teacher = Teacher(engine, cache)
+    with pytest.raises(ObjectMissing):
+        asyncio.run(teacher.activate(f"adapters/{'0' * 64}"))
+    assert teacher.active == BASE_ADAPTER
+    assert write(teacher)
+
+
+def test_answers_with_the_adapter_and_without_it(
+    engine: CountingEngine, cache: AdapterCache, adapters: list[str]
+) -> None:
+    first, second = score(Evaluator(engine, cache), *adapters)
+    assert first.before == second.before
+    assert [a.text for a in first.after] != [a.text for a in first.before]
+    assert [a.text for a in first.after] != [a.text for a in second.after]
+    grades = first.after[0].grades
+    assert {*grades} == {"exact", "f1", "contains", "loglik"}
+    assert grades["loglik"] < 0
+    assert first.question_set == question_set(CONTEXT.questions)
+
+
+def test_the_base_is_asked_once(engine: CountingEngine, cache: AdapterCache, adapters: list[str]) -> None:
+    evaluator = Evaluator(engine, cache)
+    score(evaluator, *adapters)
+    score(evaluator, adapters[0])
+    assert engine.base_requests == len(CONTEXT.questions)
+
+
+def test_an_adapter_of_another_base_is_an_error_and_no_score(
+    engine: CountingEngine, cache: AdapterCache, store: LocalStore, tmp_path: Path
+) -> None:
+    foreign = make_adapter(store, "another/model", tmp_path / "foreign", text="x ", seed=3)
+    with pytest.raises(AdapterMismatch, match="another/model"):
+        score(Evaluator(engine, cache), foreign)
+    with pytest.raises(AdapterMismatch):
+        asyncio.run(Teacher(engine, cache).activate(foreign))
+
+
+def test_a_corrupt_adapter_is_an_error_and_no_score(
+    engine: CountingEngine, cache: AdapterCache, store: LocalStore, adapters: list[str]
+) -> None:
+    key = f"{adapters[0]}/adapter_model.safetensors"
+    content = bytearray(store.read(key))
+    content[-1] ^= 1
+    store.write(key, bytes(content))
+    with pytest.raises(AdapterCorrupt):
+        score(Evaluator(engine, cache), adapters[0])

@@ -1,0 +1,127 @@
+"""Workers without models: they take jobs as real ones do, and answer at once with results that follow from the texts.
+
+A self-edit's worth is a number in its text, so a test decides what is best. Everything else is the product's code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from rookery_coordinator import leases, outcomes, rounds
+from rookery_coordinator.database import Database
+from rookery_coordinator.tables import Context, Job, Outbox, Round, SelfEdit, Trial
+from rookery_coordinator.types import JobKind
+from rookery_coordinator.works import find_work
+from rookery_shared.types import Question
+
+LEASE = 30.0
+Worth = Callable[[Round, Context, int], float]
+
+
+def no_worth(round_: Round, context: Context, position: int) -> float:
+    return position / 10
+
+
+@dataclass
+class Workers:
+    """Does whatever the outbox announces."""
+
+    database: Database
+    worth: Worth = no_worth
+    questions: tuple[Question, ...] = ()
+    done: list[tuple[str, JobKind]] = field(default_factory=list)
+
+    def messages(self) -> list[tuple[str, int]]:
+        """Take all messages from the outbox, as a relay does."""
+        with self.database.write() as session:
+            rows = session.scalars(select(Outbox).order_by(Outbox.id)).all()
+            taken = [(row.job, row.epoch) for row in rows]
+            for row in rows:
+                session.delete(row)
+        return taken
+
+    def run_all(self) -> None:
+        """Until there is nothing to do."""
+        while messages := self.messages():
+            for job, epoch in messages:
+                self.do(job, epoch)
+
+    def run(self, count: int) -> list[tuple[str, int]]:
+        """Do some jobs; returns the messages that were not taken up."""
+        messages = self.messages()
+        while messages and count:
+            self.do(*messages.pop(0))
+            count -= 1
+            messages += self.messages()
+        return messages
+
+    def do(self, job_id: str, epoch: int) -> None:
+        self.claim(job_id, epoch)
+        self.complete(job_id, epoch)
+
+    def claim(self, job_id: str, epoch: int, *, worker: str = "w") -> None:
+        with self.database.write() as session:
+            leases.claim(session, job_id, epoch=epoch, worker=worker, lease_seconds=LEASE)
+
+    def complete(self, job_id: str, epoch: int) -> None:
+        with self.database.write() as session:
+            outcomes.complete(session, job_id, epoch=epoch, apply=self._apply)
+            self.done.append((job_id, session.get_one(Job, job_id).kind))
+
+    def _apply(self, session: Session, job: Job) -> None:
+        match job.kind:
+            case JobKind.GENERATE:
+                rounds.apply_generated(session, job, [self._written(session, job, c) for c in job.scope])
+            case JobKind.TRAIN:
+                rounds.apply_trained(session, job, {trial: _adapter(job, trial) for trial in job.scope})
+            case JobKind.EVALUATE:
+                items = [self._evaluated(session, trial) for trial in job.scope]
+                rounds.apply_evaluated(session, job, items, base_model="m", graders=["exact/1"])
+            case JobKind.IMPROVE:
+                rounds.apply_improved(session, job, _adapter(job, "policy"))
+            case JobKind.ACTIVATE:
+                pass
+
+    def _written(self, session: Session, job: Job, context_id: str) -> rounds.Written:
+        work, round_ = find_work(session, job.parent), session.get_one(Round, job.round)
+        context = session.get_one(Context, context_id)
+        seeds = rounds.self_edit_seeds(work, round_, context)
+        self_edits = [
+            rounds.WrittenSelfEdit(
+                prompt=f"prompt of {context.title}",
+                text=f"worth {self.worth(round_, context, i)} in round {round_.position}",
+                seed=seed,
+                truncated=False,
+                prompt_tokens=1,
+                completion_tokens=1,
+            )
+            for i, seed in enumerate(seeds)
+        ]
+        return rounds.Written(self_edits=self_edits, questions=self.questions)
+
+    def _evaluated(self, session: Session, trial_id: str) -> rounds.Evaluated:
+        trial = session.get_one(Trial, trial_id)
+        self_edit = session.get_one(SelfEdit, trial.self_edit)
+        context = session.get_one(Context, self_edit.context)
+        worth = float(self_edit.text.split()[1]) if self_edit.text else 0.1
+        answers = [
+            rounds.Answered(
+                before="no",
+                after="yes",
+                grades_before={"exact": 0.0, "loglik": -2.0},
+                grades_after={"exact": worth, "loglik": worth - 2.0},
+            )
+            for _ in context.questions
+        ]
+        return rounds.Evaluated(trial=trial_id, question_set="q", questions=answers)
+
+
+def _adapter(job: Job, what: str) -> rounds.TrainedAdapter:
+    digest = hashlib.sha256(f"{job.id}/{job.epoch}/{what}".encode()).hexdigest()
+    record = rounds.TrainingRecord(losses=[1.0, 0.5], tokens=10, seconds=0.1, weight_change=1.0, truncated=0)
+    return rounds.TrainedAdapter(name=f"adapters/{digest}", size_bytes=100, record=record)
