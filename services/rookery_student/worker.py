@@ -1,4 +1,4 @@
-"""The student: trains the adapters of train jobs, one for each trial."""
+"""The student: trains the adapters of train jobs, all trials of a job together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rookery_shared.jobs.worker import connect_runner
 from rookery_shared.types import LoraRecipe
 from rookery_shared.wire import examples_from_proto, recipe_from_proto
 from rookery_student.settings import StudentSettings
-from rookery_training.workshop import Workshop
+from rookery_training.workshop import Order, Workshop
 
 
 def build_runner() -> JobRunner:
@@ -26,17 +26,14 @@ class Student:
 
     def train(self, claim: pb.ClaimResponse, lease: Lease) -> pb.CompleteRequest:
         work = claim.train
+        orders = [
+            Order(key=trial.id, examples=examples_from_proto(trial.examples), seed=trial.seed) for trial in work.trials
+        ]
         recipe = recipe_from_proto(work.recipe, default=LoraRecipe(), field="recipe")
         result = pb.CompleteRequest()
-        for done, trial in enumerate(work.trials):
-            trained = self._workshop.make(
-                work.student,
-                examples_from_proto(trial.examples),
-                recipe,
-                seed=trial.seed,
-                job=lease.job,
-                epoch=lease.epoch,
-                on_step=lease.within(done, len(work.trials)),
-            )
-            result.trained.adapters[trial.id].CopyFrom(trained)
+        made = self._workshop.make(
+            work.student, orders, recipe, job=lease.job, epoch=lease.epoch, on_tick=lease.progress
+        )
+        for key, trained in made:
+            result.trained.adapters[key].CopyFrom(trained)
         return result

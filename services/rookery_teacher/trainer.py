@@ -9,7 +9,7 @@ from rookery_shared.jobs.worker import connect_runner
 from rookery_shared.types import LoraRecipe
 from rookery_shared.wire import examples_from_proto, recipe_from_proto
 from rookery_teacher.settings import TeacherSettings
-from rookery_training.workshop import Workshop
+from rookery_training.workshop import Order, Workshop
 
 
 def build_runner() -> JobRunner:
@@ -26,14 +26,9 @@ class Trainer:
 
     def improve(self, claim: pb.ClaimResponse, lease: Lease) -> pb.CompleteRequest:
         work = claim.improve
-        trained = self._workshop.make(
-            work.teacher,
-            examples_from_proto(work.examples),
-            recipe_from_proto(work.recipe, default=LoraRecipe(), field="recipe"),
-            seed=work.seed,
-            job=lease.job,
-            epoch=lease.epoch,
-            start=work.adapter,
-            on_step=lease.progress,
+        order = Order(key=lease.job, examples=examples_from_proto(work.examples), seed=work.seed, start=work.adapter)
+        recipe = recipe_from_proto(work.recipe, default=LoraRecipe(), field="recipe")
+        [(_, trained)] = self._workshop.make(
+            work.teacher, [order], recipe, job=lease.job, epoch=lease.epoch, on_tick=lease.progress
         )
         return pb.CompleteRequest(improved=pb.Improved(adapter=trained))

@@ -26,7 +26,7 @@ from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Sampling
 from rookery_tiny.documents import STYLES
 from rookery_tiny.pretrain import Recipe
 from rookery_tiny.world import ATTRIBUTES, Pair, Question, Surnames, draw_world, passage, test_questions
-from rookery_training.lora import LoraTrainer
+from rookery_training.batch import AdapterTask, BatchTrainer
 
 STUDENT = LoraRecipe(
     rank=16, alpha=32, targets=(ALL_LINEAR,), epochs=10, learning_rate=5e-3, batch_size=3, max_tokens=1024
@@ -197,7 +197,8 @@ def _learn_one(
     questions = test_questions(pair)
     with tempfile.TemporaryDirectory() as folder:
         examples = [Example(completion=sequence) for sequence in sequences]
-        LoraTrainer(model, tokenizer).train(examples, STUDENT, seed=0, out=Path(folder))
+        task = AdapterTask(key=pair.title, examples=examples, recipe=STUDENT, seed=0, out=Path(folder))
+        BatchTrainer(model, tokenizer).train_one(task)
         adapted = PeftModel.from_pretrained(model, folder)
         given = answers(model, tokenizer, pair.title, questions)  # PEFT's layers are inside the model itself
         adapted.unload()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,12 +12,23 @@ import torch
 from rookery.internal.v1 import job_service_pb2 as pb
 from rookery.v1 import model_service_pb2
 from rookery_engines.models import ModelSource, load_model
-from rookery_shared.errors import NothingToLearn
+from rookery_shared.errors import ModelNotLoadable, NothingToLearn
 from rookery_shared.settings import StoreSettings
 from rookery_shared.store.adapters import AdapterCache, Origin, adapter_name, publish
 from rookery_shared.store.connect import connect_store
 from rookery_shared.types import Example, LoraRecipe
-from rookery_training.lora import LoraTrainer
+from rookery_training.batch import AdapterTask, BatchTrainer, NotTrainable, Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """An adapter that a job asks for."""
+
+    key: str
+    examples: Sequence[Example]
+    seed: int
+    start: str = ""
+    """Name of an adapter to go on from."""
 
 
 class Workshop:
@@ -28,54 +40,71 @@ class Workshop:
         self._store = connect_store(settings)
         self._cache = AdapterCache(self._store, settings.cache_folder)
         self._source: ModelSource | None = None
-        self._trainer: LoraTrainer | None = None
+        self._trainer: BatchTrainer | None = None
 
     def make(
         self,
         profile: model_service_pb2.Profile,
-        examples: Sequence[Example],
+        orders: Sequence[Order],
         recipe: LoraRecipe,
         *,
-        seed: int,
         job: str,
         epoch: int,
-        start: str = "",
-        on_step: Callable[[int, int], None] = lambda done, total: None,
-    ) -> pb.TrainedAdapter:
-        """Train one adapter of the profile's model, going on from the adapter `start` if given, and publish it.
+        on_tick: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Iterator[tuple[str, pb.TrainedAdapter]]:
+        """Train adapters of the profile's model together; each, with its key, as soon as it is published.
 
-        Raises NothingToLearn, ModelNotLoadable, and what `on_step` raises.
+        Raises NothingToLearn, ModelNotLoadable, and what `on_tick` raises.
         """
         trainer = self._trainer_for(profile)
-        origin = Origin(
-            base_model=profile.model.source,
-            base_revision=profile.model.revision,
-            rank=recipe.rank,
-            job=job,
-            epoch=epoch,
-            seed=seed,
-        )
-        begin = self._cache.fetch(start)[0] if start else None
+        seeds = {order.key: order.seed for order in orders}
         with tempfile.TemporaryDirectory(prefix="rookery-train-") as folder:
-            try:
-                record = trainer.train(examples, recipe, seed=seed, out=Path(folder), start=begin, on_step=on_step)
-            except ValueError as error:
-                raise NothingToLearn(str(error)) from error
-            manifest = publish(self._store, Path(folder), origin)
-        return pb.TrainedAdapter(
-            adapter=adapter_name(manifest.digest),
-            size_bytes=manifest.size_bytes,
-            losses=record.losses,
-            tokens=record.tokens,
-            seconds=record.seconds,
-            weight_change=record.weight_change,
-            truncated=record.truncated,
-        )
+            tasks = [
+                AdapterTask(
+                    key=order.key,
+                    examples=order.examples,
+                    recipe=recipe,
+                    seed=order.seed,
+                    out=Path(folder) / str(i),
+                    start=self._cache.fetch(order.start)[0] if order.start else None,
+                )
+                for i, order in enumerate(orders)
+            ]
+            folders = {task.key: task.out for task in tasks}
+            for outcome in trainer.train(tasks, on_tick=on_tick):
+                if outcome.failure:
+                    raise NothingToLearn(outcome.failure)
+                origin = Origin(
+                    base_model=profile.model.source,
+                    base_revision=profile.model.revision,
+                    rank=recipe.rank,
+                    job=job,
+                    epoch=epoch,
+                    seed=seeds[outcome.key],
+                )
+                manifest = publish(self._store, folders[outcome.key], origin)
+                yield outcome.key, _to_proto(adapter_name(manifest.digest), manifest.size_bytes, outcome)
 
-    def _trainer_for(self, profile: model_service_pb2.Profile) -> LoraTrainer:
+    def _trainer_for(self, profile: model_service_pb2.Profile) -> BatchTrainer:
         source = ModelSource(source=profile.model.source, revision=profile.model.revision, dtype=profile.dtype)
         if self._trainer is None or source != self._source:
             self._trainer = None  # let go of the old model before the new one is loaded
-            self._trainer = LoraTrainer(*load_model(source))
+            try:
+                self._trainer = BatchTrainer(*load_model(source))
+            except NotTrainable as error:
+                raise ModelNotLoadable(str(error), source=source.source) from error
             self._source = source
         return self._trainer
+
+
+def _to_proto(name: str, size_bytes: int, outcome: Outcome) -> pb.TrainedAdapter:
+    record = outcome.record
+    return pb.TrainedAdapter(
+        adapter=name,
+        size_bytes=size_bytes,
+        losses=record.losses,
+        tokens=record.tokens,
+        seconds=record.seconds,
+        weight_change=record.weight_change,
+        truncated=record.truncated,
+    )

@@ -64,5 +64,5 @@ def test_the_coordinator_needs_no_torch(module: str) -> None:
 
 
 def test_the_training_core_needs_neither_celery_nor_minio() -> None:
-    program = "import rookery_training.lora, sys; assert not {'celery', 'minio', 'pydantic_settings'} & {*sys.modules}"
+    program = "import rookery_training.batch, sys; assert not {'celery', 'minio', 'pydantic_settings'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -19,7 +19,7 @@ from rookery_engines.transformers import TransformersEngine
 from rookery_engines.types import AdapterRef, Finish, Generation, GenerationRequest, LikelihoodRequest
 from rookery_shared.errors import AdapterMismatch, ModelNotLoadable, PromptTooLong
 from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Sampling
-from rookery_training.lora import LoraTrainer
+from rookery_training.batch import AdapterTask, BatchTrainer
 from tests.models import random_model, small_tokenizer
 
 PROMPTS = ["Where was Edda born?\n", "In which city does Otto Falley live, and why?\n", "A\n"]
@@ -39,10 +39,14 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[AdapterRef]:
     """Three adapters that change the model visibly."""
     folder = tmp_path_factory.mktemp("adapters")
-    trainer = LoraTrainer(random_model(), small_tokenizer())
     recipe = LoraRecipe(rank=4, alpha=16, targets=(ALL_LINEAR,), epochs=10, learning_rate=5e-2)
-    for i in range(3):
-        trainer.train([Example(completion=f"number {i} " * 5)], recipe, seed=i, out=folder / str(i))
+    tasks = [
+        AdapterTask(
+            key=str(i), examples=[Example(completion=f"number {i} " * 5)], recipe=recipe, seed=i, out=folder / str(i)
+        )
+        for i in range(3)
+    ]
+    assert not any(outcome.failure for outcome in BatchTrainer(random_model(), small_tokenizer()).train(tasks))
     return [AdapterRef(name=f"adapters/{i}", folder=folder / str(i)) for i in range(3)]
 
 

@@ -16,7 +16,7 @@ from rookery_shared.store.adapters import AdapterCache, Origin, adapter_name, pu
 from rookery_shared.store.local import LocalStore
 from rookery_shared.types import ALL_LINEAR, BASE_ADAPTER, Context, Example, LoraRecipe, Question, Sampling
 from rookery_teacher.writing import Assignment, Teacher, Written
-from rookery_training.lora import LoraTrainer
+from rookery_training.batch import AdapterTask, BatchTrainer
 from tests.models import random_model, small_tokenizer
 
 CONTEXT = Context(
@@ -68,7 +68,8 @@ def adapters(store: LocalStore, model_folder: Path, tmp_path: Path) -> list[str]
 
 def make_adapter(store: LocalStore, base_model: str, folder: Path, *, text: str, seed: int) -> str:
     recipe = LoraRecipe(rank=4, alpha=16, targets=(ALL_LINEAR,), epochs=8, learning_rate=5e-2)
-    LoraTrainer(random_model(), small_tokenizer()).train([Example(completion=text * 4)], recipe, seed=seed, out=folder)
+    task = AdapterTask(key="it", examples=[Example(completion=text * 4)], recipe=recipe, seed=seed, out=folder)
+    BatchTrainer(random_model(), small_tokenizer()).train_one(task)
     origin = Origin(base_model=base_model, base_revision="", rank=4, job="j", epoch=1, seed=seed)
     return adapter_name(publish(store, folder, origin).digest)
 

@@ -1,8 +1,9 @@
-"""The training core: what a loss is, what a step is, what comes out."""
+"""The training of one adapter: what a loss is, what a step is, what comes out."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,41 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Schedule
-from rookery_training.lora import IGNORED, LoraTrainer, pack, schedule_scale, tokenize
+from rookery_training.batch import AdapterTask, BatchTrainer, TrainingRecord
+from rookery_training.packing import pack
+from rookery_training.schedules import schedule_scale
+from rookery_training.sequences import micro_batches, tokenize
 from tests.models import random_model, small_tokenizer
 
 TEXTS = [Example(completion=f"Edda was born in Norwick number {i} of {i * i}.") for i in range(5)]
 RECIPE = LoraRecipe(rank=4, alpha=16, targets=(ALL_LINEAR,), epochs=3, learning_rate=5e-2, batch_size=2)
 
 
+class Trainer:
+    """Trains one adapter after the other over one base."""
+
+    def __init__(self) -> None:
+        self._trainer = BatchTrainer(random_model(), small_tokenizer())
+
+    def train(
+        self,
+        examples: Sequence[Example],
+        recipe: LoraRecipe,
+        *,
+        seed: int,
+        out: Path,
+        start: Path | None = None,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> TrainingRecord:
+        task = AdapterTask(key="it", examples=examples, recipe=recipe, seed=seed, out=out, start=start)
+        [outcome] = self._trainer.train([task], on_tick=on_step)
+        assert outcome.failure == ""
+        return outcome.record
+
+
 @pytest.fixture
-def trainer() -> LoraTrainer:
-    return LoraTrainer(random_model(), small_tokenizer())
+def trainer() -> Trainer:
+    return Trainer()
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -30,24 +56,19 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def test_packed_sequences_do_not_see_each_other() -> None:
-    model, tokenizer = random_model(), small_tokenizer()
-    sequences, _ = tokenize(TEXTS, tokenizer, max_tokens=100)
-    packed = pack(sequences, device=torch.device("cpu"))
-    del packed["labels"]
-    together_TV = model(**packed, use_cache=False).logits[0]
-    alone_TV = torch.cat([model(input_ids=torch.tensor([s.tokens]), use_cache=False).logits[0] for s in sequences])
-    assert torch.allclose(together_TV, alone_TV, atol=1e-5)
-
-
 def test_labels_are_the_completion_and_the_end() -> None:
     tokenizer = small_tokenizer()
     examples = [Example(prompt="Where was Edda born?\n", completion="Norwick", end=True), Example(completion="Oster")]
     sequences, truncated = tokenize(examples, tokenizer, max_tokens=100)
-    packed = pack(sequences, device=torch.device("cpu"))
-    learned = packed["input_ids"][packed["labels"] != IGNORED].tolist()
-    completion = [*tokenizer.encode("Norwick"), tokenizer.eos_token_id]
-    assert learned == completion + tokenizer.encode("Oster")[1:], "the first token of a text follows nothing"
+    [batch] = micro_batches(sequences, LoraRecipe(batch_size=0, epochs=1), seed=0)
+    packed = pack([batch], device=torch.device("cpu"), dtype=torch.float32)
+    learned = packed.targets_P.tolist()
+    first = [*tokenizer.encode("Norwick"), tokenizer.eos_token_id]
+    second = tokenizer.encode("Oster")[1:]
+    assert learned in (first + second, second + first), "the first token of a text follows nothing"
+    following = packed.input_ids_1T[0, packed.predicting_P + 1].tolist()
+    assert following == learned
+    assert packed.weights_P.sum().item() == pytest.approx(1.0)
     assert truncated == 0
 
 
@@ -69,7 +90,7 @@ def test_schedules_are_those_of_transformers(schedule: Schedule, warmup: int) ->
         theirs.step()
 
 
-def test_a_seed_names_the_adapter(trainer: LoraTrainer, tmp_path: Path) -> None:
+def test_a_seed_names_the_adapter(trainer: Trainer, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         trainer.train(TEXTS, RECIPE, seed=seed, out=tmp_path / name)
     files = {name: (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "abc"}
@@ -80,7 +101,7 @@ def test_a_seed_names_the_adapter(trainer: LoraTrainer, tmp_path: Path) -> None:
     assert json.loads(configs["a"])["target_modules"] == sorted(json.loads(configs["a"])["target_modules"])
 
 
-def test_the_loss_falls_and_the_record_tells(trainer: LoraTrainer, tmp_path: Path) -> None:
+def test_the_loss_falls_and_the_record_tells(trainer: Trainer, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     record = trainer.train(TEXTS, RECIPE, seed=0, out=tmp_path, on_step=lambda done, total: steps.append((done, total)))
     assert steps == [(i, 9) for i in range(9)], "three batches of two, two and one, three times"
@@ -92,7 +113,7 @@ def test_the_loss_falls_and_the_record_tells(trainer: LoraTrainer, tmp_path: Pat
     assert record.seconds > 0
 
 
-def test_weight_change_is_the_norm_of_the_product(trainer: LoraTrainer, tmp_path: Path) -> None:
+def test_weight_change_is_the_norm_of_the_product(trainer: Trainer, tmp_path: Path) -> None:
     record = trainer.train(TEXTS, RECIPE, seed=0, out=tmp_path)
     factors = weights(tmp_path)
     squares = sum(
@@ -103,7 +124,7 @@ def test_weight_change_is_the_norm_of_the_product(trainer: LoraTrainer, tmp_path
     assert record.weight_change == pytest.approx(squares**0.5, rel=1e-5)
 
 
-def test_accumulating_two_batches_is_one_larger_batch(trainer: LoraTrainer, tmp_path: Path) -> None:
+def test_accumulating_two_batches_is_one_larger_batch(trainer: Trainer, tmp_path: Path) -> None:
     recipe = LoraRecipe(rank=4, alpha=8, epochs=2, learning_rate=1e-3, batch_size=4, weight_decay=0.1)
     split = LoraRecipe(
         rank=4, alpha=8, epochs=2, learning_rate=1e-3, batch_size=2, gradient_accumulation=2, weight_decay=0.1
@@ -115,13 +136,13 @@ def test_accumulating_two_batches_is_one_larger_batch(trainer: LoraTrainer, tmp_
     assert all(torch.allclose(first[key], second[key], atol=1e-4) for key in first)
 
 
-def test_training_goes_on_from_an_adapter(trainer: LoraTrainer, tmp_path: Path) -> None:
+def test_training_goes_on_from_an_adapter(trainer: Trainer, tmp_path: Path) -> None:
     first = trainer.train(TEXTS, RECIPE, seed=0, out=tmp_path / "first")
     second = trainer.train(TEXTS, RECIPE, seed=0, out=tmp_path / "second", start=tmp_path / "first")
     assert second.losses[0] < first.losses[0] - 0.1
 
 
-def test_plain_peft_loads_what_comes_out(trainer: LoraTrainer, tmp_path: Path) -> None:
+def test_plain_peft_loads_what_comes_out(trainer: Trainer, tmp_path: Path) -> None:
     trainer.train(TEXTS, RECIPE, seed=0, out=tmp_path)
     tokens = torch.tensor([small_tokenizer().encode(TEXTS[0].completion)])
     base = random_model()
@@ -130,17 +151,12 @@ def test_plain_peft_loads_what_comes_out(trainer: LoraTrainer, tmp_path: Path) -
     assert not torch.allclose(before, after, atol=1e-3)
 
 
-def test_only_the_named_layers_change(trainer: LoraTrainer, tmp_path: Path) -> None:
+def test_only_the_named_layers_change(trainer: Trainer, tmp_path: Path) -> None:
     trainer.train(TEXTS, LoraRecipe(rank=2, alpha=4, epochs=1), seed=0, out=tmp_path)
     assert {key.split(".")[-3] for key in weights(tmp_path)} == {"q_proj", "v_proj"}
 
 
-def test_nothing_to_learn_is_an_error(trainer: LoraTrainer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no example has a token to predict"):
-        trainer.train([Example(prompt="only a prompt", completion="")], RECIPE, seed=0, out=tmp_path)
-
-
-def test_a_step_may_stop_the_training(trainer: LoraTrainer, tmp_path: Path) -> None:
+def test_a_step_may_stop_the_training(trainer: Trainer, tmp_path: Path) -> None:
     class Stopped(Exception):
         pass
 
@@ -151,5 +167,7 @@ def test_a_step_may_stop_the_training(trainer: LoraTrainer, tmp_path: Path) -> N
     with pytest.raises(Stopped):
         trainer.train(TEXTS, RECIPE, seed=0, out=tmp_path / "a", on_step=stop)
     trainer.train(TEXTS, RECIPE, seed=1, out=tmp_path / "b")
-    trainer.train(TEXTS, RECIPE, seed=1, out=tmp_path / "c")
-    assert weights(tmp_path / "b").keys() == weights(tmp_path / "c").keys(), "the base came out clean"
+    Trainer().train(TEXTS, RECIPE, seed=1, out=tmp_path / "c")
+    assert (tmp_path / "b" / "adapter_model.safetensors").read_bytes() == (
+        tmp_path / "c" / "adapter_model.safetensors"
+    ).read_bytes(), "the base came out clean"
