@@ -10,9 +10,10 @@ from rookery_coordinator.events import audit, tell
 from rookery_coordinator.identifiers import policy_name
 from rookery_coordinator.plans import BEFORE
 from rookery_coordinator.tables import Policy, Profile, Round, Run
-from rookery_coordinator.types import JobKind, Purpose, Role
-from rookery_coordinator.works import find_profile, policy_adapter
+from rookery_coordinator.types import TEACHER_RECIPE, JobKind, Purpose, Role, RunPlan
+from rookery_coordinator.works import find_profile, find_run, plan_of, policy_adapter
 from rookery_shared.jobs.queues import generate_queue
+from rookery_shared.types import LoraRecipe
 
 
 def set_active(session: Session, profile: Profile, version: int) -> None:
@@ -26,6 +27,16 @@ def set_active(session: Session, profile: Profile, version: int) -> None:
         kind=JobKind.ACTIVATE, queue=generate_queue(), parent=profile.name, round=None, scope=[str(version)]
     )
     leases.enqueue(session, new)
+
+
+def active_recipe(session: Session, profile: Profile) -> LoraRecipe:
+    """How the active policy was trained, which whoever trains it further goes on with; the default for a base model."""
+    policy = session.get(Policy, (profile.name, profile.active_policy))
+    if policy is None or policy.run is None:
+        return TEACHER_RECIPE
+    plan = plan_of(find_run(session, policy.run))
+    assert isinstance(plan, RunPlan)
+    return plan.teacher_recipe
 
 
 def adopt_if_better(session: Session, run: Run) -> None:

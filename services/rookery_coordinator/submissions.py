@@ -9,8 +9,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from rookery_coordinator.events import audit, tell
-from rookery_coordinator.identifiers import adaptation_name, new_id, run_name
+from rookery_coordinator.identifiers import adaptation_name, new_id, policy_name, run_name
 from rookery_coordinator.plans import write_adaptation_round, write_run_rounds
+from rookery_coordinator.policies import active_recipe
 from rookery_coordinator.rounds import start_work
 from rookery_coordinator.tables import Adaptation, Policy, Profile, Request, Run
 from rookery_coordinator.types import AdaptationPlan, Limits, Role, RunPlan, Split, State
@@ -76,6 +77,8 @@ def create_run(
     _check_style(plan.domain, plan.style, field="plan.style")
     _check_rank(plan.student_recipe, student_profile, field="plan.student_recipe.rank")
     _check_rank(plan.teacher_recipe, teacher_profile, field="plan.teacher_recipe.rank")
+    if plan.rounds:
+        _check_continues(session, teacher_profile, plan.teacher_recipe)
     if not train and not test:
         raise InvalidField("a run needs contexts to train or to test on", field="train_contexts")
     if plan.rounds and len(train) < plan.rounds:
@@ -162,6 +165,18 @@ def _check_style(domain: str, style: str, *, field: str) -> None:
     styles = find_domain(domain).styles
     if style not in styles:
         raise InvalidField(f"unknown style {style!r}; {domain} has {', '.join(styles)}", field=field)
+
+
+def _check_continues(session: Session, teacher: Profile, recipe: LoraRecipe) -> None:
+    """A policy is trained further in the shape that it has."""
+    made_with = active_recipe(session, teacher)
+    if teacher.active_policy and (recipe.rank, recipe.targets) != (made_with.rank, made_with.targets):
+        raise InvalidField(
+            f"{teacher.name} answers with {policy_name(teacher.name, teacher.active_policy)}, which has rank "
+            f"{made_with.rank} on {', '.join(made_with.targets)}; go on with these, or activate "
+            f"{policy_name(teacher.name, 0)} to start from the base model",
+            field="plan.teacher_recipe",
+        )
 
 
 def _check_rank(recipe: LoraRecipe, profile: Profile, *, field: str) -> None:

@@ -19,8 +19,8 @@ from tests.servers.postgres import make_database
 
 FAST = {
     # Leases of seconds, so that a test need not wait for the death of a worker to be noticed.
-    "ROOKERY_LEASE_SECONDS": "4",
-    "ROOKERY_FORGOTTEN_SECONDS": "5",
+    "ROOKERY_LEASE_SECONDS": "6",
+    "ROOKERY_FORGOTTEN_SECONDS": "8",
 }
 
 

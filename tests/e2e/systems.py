@@ -44,7 +44,7 @@ def register_tiny(client: Client) -> None:
     register(client, STUDENT, ROLE_STUDENT, "tiny")
 
 
-def small_run(*, contexts: int = 6, test: int = 2, rounds: int = 1, seed: int = 0, control: bool = False) -> Run:
+def small_run(*, contexts: int = 4, test: int = 2, rounds: int = 1, seed: int = 0, control: bool = False) -> Run:
     """A run of seconds on the micro-world."""
     return Run(
         teacher=TEACHER,
@@ -53,13 +53,13 @@ def small_run(*, contexts: int = 6, test: int = 2, rounds: int = 1, seed: int = 
         test_contexts=as_messages(make_contexts(Surnames.TEST, test, seed=seed)) if test else [],
         plan=RunPlan(
             rounds=rounds,
-            self_edits=3,
+            self_edits=2,
             seeds=1,
             test_self_edits=1,
             reward=GRADER_EXACT,
             control=control,
             keep_without_gain=True,
-            sampling=Sampling(max_new_tokens=128),
+            sampling=Sampling(max_new_tokens=96),
             student_recipe=STUDENT_RECIPE,
             teacher_recipe=Recipe(rank=8, alpha=16, targets=["all-linear"], epochs=2, batch_size=4),
             seed=seed,

@@ -13,8 +13,8 @@ from tests.e2e.conftest import running_system
 from tests.e2e.systems import System, finish, kill, rookery, small_run, wait_for
 from tests.servers.s3 import S3Server
 
-TRAIN_TRIALS, TEST_TRIALS = 6 * 3, 3 * 2
-"""Six contexts of three self-edits; two contexts on the passage alone, before and after."""
+CONTEXTS, TRAIN_TRIALS, TEST_TRIALS = 4, 4 * 2, 3 * 2
+"""Four contexts of two self-edits; two contexts on the passage alone, before and after."""
 
 
 def processes(system: System) -> list[str]:
@@ -44,7 +44,7 @@ def kill_half_way(system: System, service: str, *, seed: int) -> None:
     assert done.progress.trials_done == done.progress.trials_total == TRAIN_TRIALS + TEST_TRIALS
     assert [r.trials_done for r in done.rounds] == [r.trials_total for r in done.rounds] == [2, 2, TRAIN_TRIALS, 2]
     assert done.rounds[2].self_edits == TRAIN_TRIALS
-    assert done.rounds[2].kept == 6
+    assert done.rounds[2].kept == CONTEXTS
     assert [m.n for m in done.measurements] == [2, 2, 2, 2]
 
 
@@ -53,7 +53,7 @@ def test_kill_any_service_and_the_run_completes_once(system: System, service: st
     kill_half_way(system, service, seed=100 + SERVICES.index(service))
 
 
-@pytest.mark.parametrize("service", ["coordinator", "student"])
+@pytest.mark.parametrize("service", ["coordinator"])
 def test_kill_on_postgresql(postgres_system: System, service: str) -> None:
     kill_half_way(postgres_system, service, seed=200 + SERVICES.index(service))
 
@@ -72,7 +72,7 @@ def test_no_trial_is_in_the_database_twice(system: System) -> None:
 
 
 def test_two_rounds_with_a_control_make_two_lines_of_policies(system: System) -> None:
-    done = finish(system.client, system.client.create_run(small_run(rounds=2, control=True, contexts=4, seed=1)).name)
+    done = finish(system.client, system.client.create_run(small_run(rounds=2, control=True, contexts=3, seed=1)).name)
     purposes = [r.purpose for r in done.rounds]
     assert purposes.count(Round.PURPOSE_TRAIN) == purposes.count(Round.PURPOSE_CONTROL) == 2
     made = [r.next_policy for r in done.rounds if r.next_policy]
@@ -87,19 +87,19 @@ def test_two_rounds_with_a_control_make_two_lines_of_policies(system: System) ->
 def test_the_same_run_gives_the_same_result(system: System) -> None:
     """Every draw has its seed from the request, and nothing is trained twice."""
     first = finish(system.client, system.client.create_run(small_run(seed=2)).name)
-    system.client.set_active_policy(first.rounds[0].policy or f"{system.teacher}/policies/0")
+    started_from = first.rounds[2].policy
+    system.client.set_active_policy(started_from)
     adapters = sum(1 for _ in system.client.list_adapters(system.student))
     again = finish(system.client, system.client.create_run(small_run(seed=2)).name)
     assert [(m.name, m.mean) for m in again.measurements] == [(m.name, m.mean) for m in first.measurements]
-    untrained = [r.index for r in again.rounds if r.policy.endswith("/0")]
-    assert len(untrained) == 3, "the baseline, the first test and the train round start from the same policy"
-    after = sum(1 for _ in system.client.list_adapters(system.student))
-    assert after == adapters + 2, "only the two that the new policy's self-edits gave were trained"
+    assert again.rounds[2].policy == started_from
+    assert sum(1 for _ in system.client.list_adapters(system.student)) == adapters, "nothing was trained twice"
 
 
 def test_adapters_in_s3_with_nothing_but_settings_changed(
     tmp_path: Path, moto_server: S3Server, system: System
 ) -> None:
+    system.client.set_active_policy(f"{system.teacher}/policies/0")
     reference = finish(system.client, system.client.create_run(small_run(seed=3)).name)
     with running_system(tmp_path, **moto_server.settings) as in_s3:
         done = finish(in_s3.client, in_s3.client.create_run(small_run(seed=3)).name)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import ColumnElement, func, select, update
 
 from rookery_coordinator import outcomes, report, rounds
 from rookery_coordinator.database import Database, now
+from rookery_coordinator.policies import active_recipe, set_active
 from rookery_coordinator.reaper import Reaper
 from rookery_coordinator.tables import (
     Adaptation,
@@ -28,8 +30,8 @@ from rookery_coordinator.tables import (
 )
 from rookery_coordinator.types import Failure, JobKind, JobState, Purpose, Reward, RunPlan, State, TrialState
 from rookery_coordinator.works import find_run, find_work
-from rookery_shared.errors import JobNotQueued, StaleEpoch
-from rookery_shared.types import Question
+from rookery_shared.errors import InvalidField, JobNotQueued, StaleEpoch
+from rookery_shared.types import LoraRecipe, Question
 from tests.integration.workers import Workers
 from tests.integration.worlds import STUDENT, TEACHER, make_adaptation, make_profiles, make_run
 
@@ -149,6 +151,22 @@ def test_the_last_policy_becomes_active_only_if_it_measured_better(database: Dat
     workers.run_all()
     with database.read() as session:
         assert session.get_one(Profile, TEACHER).active_policy == last.next_policy, "the second run did worse"
+
+
+def test_a_policy_is_trained_further_in_its_own_shape(database: Database, workers: Workers) -> None:
+    small = LoraRecipe(rank=4, alpha=8, targets=("q_proj",))
+    one_round = RunPlan(rounds=1, self_edits=2, reward=Reward.EXACT, teacher_recipe=small)
+    make_run(database, one_round, train=2, test=0)
+    workers.run_all()
+    with database.read() as session:
+        assert session.get_one(Profile, TEACHER).active_policy == 1
+        assert active_recipe(session, session.get_one(Profile, TEACHER)) == small
+    with pytest.raises(InvalidField, match="has rank 4 on q_proj; go on with these, or activate"):
+        make_run(database, RunPlan(rounds=1), train=2, test=0)
+    make_run(database, replace(one_round, seed=1), train=2, test=0)
+    with database.write() as session:
+        set_active(session, session.get_one(Profile, TEACHER), 0)
+    make_run(database, RunPlan(rounds=1), train=2, test=0)
 
 
 def test_a_run_starts_from_the_policy_that_was_active_when_it_was_created(database: Database, workers: Workers) -> None:

@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 
 from rookery.v1 import adaptation_service_pb2, model_service_pb2, recipe_pb2, run_service_pb2
 from rookery_coordinator.api.messages import GRADERS, ROLES
-from rookery_coordinator.types import TEACHER_RECIPE, AdaptationPlan, Limits, Reward, Role, RunPlan
+from rookery_coordinator.policies import active_recipe
+from rookery_coordinator.types import AdaptationPlan, Limits, Reward, Role, RunPlan
 from rookery_coordinator.works import find_profile, limits_of
 from rookery_shared.domains import DEFAULT_DOMAIN, find_domain
 from rookery_shared.errors import InvalidField
@@ -26,6 +27,7 @@ def run_plan_from_proto(session: Session, run: run_service_pb2.Run) -> RunPlan:
     """Raises InvalidField, or UnknownProfile since the teacher's limits bound the sampling."""
     plan, default = run.plan, RunPlan()
     domain = run.domain or DEFAULT_DOMAIN
+    teacher_recipe = active_recipe(session, find_profile(session, run.teacher, role=Role.TEACHER))
     return RunPlan(
         domain=domain,
         style=plan.style or find_domain(domain).styles[0],
@@ -38,7 +40,7 @@ def run_plan_from_proto(session: Session, run: run_service_pb2.Run) -> RunPlan:
         control=plan.control,
         sampling=_sampling(session, run.teacher, plan.sampling),
         student_recipe=recipe_from_proto(plan.student_recipe, default=LoraRecipe(), field="plan.student_recipe"),
-        teacher_recipe=recipe_from_proto(plan.teacher_recipe, default=TEACHER_RECIPE, field="plan.teacher_recipe"),
+        teacher_recipe=recipe_from_proto(plan.teacher_recipe, default=teacher_recipe, field="plan.teacher_recipe"),
         seed=_seed(plan.seed, "plan.seed"),
     )
 

@@ -16,13 +16,15 @@ from rookery.cli.watching import follow
 from rookery.client import Client
 from rookery.datasets import load_questions, read_text
 from rookery.errors import RookeryError
-from rookery.v1.adaptation_service_pb2 import STATE_SUCCEEDED, Adaptation
+from rookery.v1.adaptation_service_pb2 import STATE_SUCCEEDED, Adaptation, Failure
 
 
 class Failed(RookeryError):
-    """The run or adaptation ended without a result."""
+    """The run or adaptation ended without a result; `reason` is its own."""
 
-    reason = "FAILED"
+    def __init__(self, name: str, failure: Failure) -> None:
+        super().__init__(f"{name}: {failure.message or 'it was cancelled'}", name=name)
+        self.reason = failure.reason or "CANCELLED"  # type: ignore[misc]  # each ended for a reason of its own
 
 
 def adapt(
@@ -73,7 +75,7 @@ def adapt(
                 pass
         adaptation = client.get_adaptation(adaptation.name)
         if adaptation.state != STATE_SUCCEEDED:
-            raise Failed(f"{adaptation.name}: {adaptation.failure.message}", why=adaptation.failure.reason)
+            raise Failed(adaptation.name, adaptation.failure)
         if out is not None:
             client.download_adapter(adaptation.adapter, out)
     if json:

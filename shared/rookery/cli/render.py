@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from rookery.v1.adaptation_service_pb2 import State
 from rookery.v1.measurement_pb2 import Comparison, Measurement, Progress
 from rookery.v1.run_service_pb2 import Round, Run
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 200)
+"""Into a pipe or a file it writes wide lines, so that names stay whole."""
 
 
 def as_dict(message: Message) -> dict[str, Any]:

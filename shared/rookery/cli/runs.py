@@ -135,8 +135,7 @@ def follow_run(client: Client, name: str, *, as_json: bool) -> Run:
     follow(client.watch_run(name), as_json=as_json, title=name)
     run = client.get_run(name)
     if run.state in (STATE_FAILED, STATE_CANCELLED):
-        why = run.failure.message or "it was cancelled"
-        raise Failed(f"{run.name}: {why}", why=run.failure.reason or "CANCELLED")
+        raise Failed(run.name, run.failure)
     if not as_json:
         _show(run, as_json=False)
     return run

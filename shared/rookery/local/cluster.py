@@ -105,7 +105,7 @@ class Cluster:
     # --- what they are told ---------------------------------------------------------------------------------------
 
     def _make_environment(self) -> dict[str, str]:
-        """The settings of all services. What the user has set wins."""
+        """The settings of all services, for as long as the cluster runs. What the user has set wins."""
         told = {
             "ROOKERY_LOG_FORMAT": "text",
             "ROOKERY_DATABASE_URL": f"sqlite:///{self.folder}/rookery.db",
@@ -124,7 +124,7 @@ class Cluster:
             port = free_port()
             self._running["redis"] = Supervised(redis_command(self.folder / "redis", port), self._sink)
             told["ROOKERY_BROKER_URL"] = f"redis://127.0.0.1:{port}/0"
-        return {name: os.environ.get(name, value) for name, value in told.items()}
+        return told | {name: value for name, value in os.environ.items() if name.startswith("ROOKERY_")}
 
     def _run(self, name: str, module: str, *arguments: str, **settings: str) -> None:
         command = Command(

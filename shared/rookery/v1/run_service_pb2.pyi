@@ -168,7 +168,9 @@ class RunPlan(_message.Message):
 
     @_builtins.property
     def teacher_recipe(self) -> _recipe_pb2.LoraRecipe:
-        """Optional. How the teacher is trained. Defaults: rank 64, alpha 128, all linear layers, 2 epochs, rate 3e-4, batch 10."""
+        """Optional. How the teacher is trained. Defaults: as its active policy was; for a base model rank 64, alpha 128, all
+        linear layers, 2 epochs, rate 3e-4, batch 10.
+        """
 
     def __init__(
         self,
