@@ -1,4 +1,4 @@
-"""Make the tiny model: `python -m rookery_tiny.pretrain --out DIR --seed 0`. About ten minutes on two CPU cores.
+"""Make the tiny model: `python -m rookery_tiny.pretrain --out DIR --seed 0`. A quarter of an hour on two CPU cores.
 
 Two phases of fixed length, so that a seed names the weights: first, strings of random tokens that repeat themselves,
 until the model has learned to copy from its context (without this, micro-world text alone teaches no copying in any

@@ -44,11 +44,12 @@ def test_the_abilities_hold_for_three_seeds() -> None:
     for seed in range(3):
         ability = {name: values[seed] for name, values in card.items()}
         assert ability["known_asked"] > 0.9
-        assert ability["known_told"] > 0.5, "knowledge that was only ever told is found when asked for"
-        assert ability["unknown"] < 0.1
-        assert ability["lines_true"] > 0.5
-        assert max(ability["learned_passage"], ability["learned_vague"]) < ability["learned_named"] - 0.2
-        assert ability["learned_nameless"] < ability["learned_named"] - 0.2, "a fact counts under the right name only"
+        assert ability["unknown"] < 0.05
+        assert ability["known_told"] > 10 * ability["unknown"], "what was only ever told is found when asked for"
+        assert ability["lines_true"] > 0.35
+        assert max(ability["learned_passage"], ability["learned_vague"]) < ability["learned_nameless"]
+        assert ability["learned_nameless"] < ability["learned_named"], "a fact counts under the right name"
+        assert ability["learned_named"] <= ability["learned_questions"]
 
 
 def test_it_is_small_and_standard() -> None:
