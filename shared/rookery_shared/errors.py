@@ -134,11 +134,11 @@ class PromptTooLong(RookeryError):
     reason = "PROMPT_TOO_LONG"
 
 
-class NothingToLearn(RookeryError):
-    """There is no token to train on."""
+class TrainingFailed(RookeryError):
+    """An adapter could not be trained, and would not be at another attempt; the message says why."""
 
-    code = StatusCode.INVALID_ARGUMENT
-    reason = "NOTHING_TO_LEARN"
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "TRAINING_FAILED"
 
 
 class NoQuestions(RookeryError):

@@ -31,7 +31,7 @@ from rookery_training import attention
 from rookery_training.bank import Bank, Dropout, Pass, Site, add_adapters, aligned, dropout_keys, initial_a, lay_out
 from rookery_training.layout import factor_key, read_factors, write_adapter
 from rookery_training.loss import frozen_head_loss
-from rookery_training.packing import pack
+from rookery_training.packing import Packed, pack
 from rookery_training.schedules import schedule_scale
 from rookery_training.sequences import MicroBatch, Tokens, count_steps, micro_batches, tokenize
 
@@ -122,27 +122,9 @@ class BatchTrainer:
         slots: int = 32,
         tokens_per_pass: int = 16_384,
     ) -> None:
-        check_base(model)
-        self._model = model.requires_grad_(False)
-        self._model.train(mode=False)
-        self._tokenizer = tokenizer
+        self._base = FrozenBase(model, tokenizer)
         self._slots = slots
         self._tokens_per_pass = tokens_per_pass
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers
-        self._head_VD: Tensor = head.weight
-        self._cap: float | None = getattr(model.config, "final_logit_softcapping", None)
-        named = [(n, layer) for n, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
-        self._linear = [(index, name, layer) for index, (name, layer) in enumerate(named) if layer is not head]
-        self._precision = torch.promote_types(self._dtype, torch.float32)
-        self._anchor = torch.zeros((), device=self._device, requires_grad=True)
-
-    @property
-    def _device(self) -> torch.device:
-        return self._head_VD.device
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self._head_VD.dtype
 
     def train(
         self, tasks: Sequence[AdapterTask], *, on_tick: Callable[[int, int], None] = lambda done, total: None
@@ -151,7 +133,7 @@ class BatchTrainer:
 
         `on_tick(done, total)` is called before every tick, with optimiser steps over all tasks, and may raise to stop.
         """
-        run = _Run(self, tasks, on_tick)
+        run = _Run(self._base, tasks, on_tick, slots=self._slots, tokens_per_pass=self._tokens_per_pass)
         with run.adapted():
             yield from run.outcomes()
 
@@ -163,30 +145,67 @@ class BatchTrainer:
         return outcome.record
 
 
+class FrozenBase:
+    """A base model as training sees it. Raises NotTrainable for one that is not served."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        check_base(model)
+        self.model = model.requires_grad_(False)
+        self.model.train(mode=False)
+        self.tokenizer = tokenizer
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers
+        self.head_VD: Tensor = head.weight
+        self.cap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        """Bound on the logits, for models that have one."""
+        named = [(n, layer) for n, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
+        self.linear = [(index, name, layer) for index, (name, layer) in enumerate(named) if layer is not head]
+        """Layers that adapters may change: index among all, full name, layer."""
+        self.device, self.dtype = self.head_VD.device, self.head_VD.dtype
+        self.precision = torch.promote_types(self.dtype, torch.float32)
+        """Of adapters, of their optimiser and of losses."""
+        self.anchor = torch.zeros((), device=self.device, requires_grad=True)
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """Final hidden states [P, D] of the tokens whose next one is predicted."""
+        hidden_1TD: Tensor = self.model.base_model(
+            input_ids=packed.input_ids_1T,
+            position_ids=packed.position_ids_1T,
+            packed_sequences=packed.sequences,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden_1TD[0].index_select(0, packed.predicting_P)
+
+
 class _Run:
     """One call of `train`: a bank sized for its tasks, and who is in which slot."""
 
     def __init__(
-        self, trainer: BatchTrainer, tasks: Sequence[AdapterTask], on_tick: Callable[[int, int], None]
+        self,
+        base: FrozenBase,
+        tasks: Sequence[AdapterTask],
+        on_tick: Callable[[int, int], None],
+        *,
+        slots: int,
+        tokens_per_pass: int,
     ) -> None:
-        self._trainer, self._on_tick = trainer, on_tick
+        self._base, self._on_tick, self._tokens_per_pass = base, on_tick, tokens_per_pass
         self._waiting = list(reversed(tasks))
         self._members: list[_Member] = []
         self._ended: list[Outcome] = []
         self._done = 0
         self._total = 0
         wanted = {target for task in tasks for target in task.recipe.targets}
-        layers = [linear for linear in trainer._linear if _targeted(linear[1], wanted)]
+        layers = [linear for linear in base.linear if _targeted(linear[1], wanted)]
         rank = aligned(max((task.recipe.rank for task in tasks), default=1))
         sites, width = lay_out(layers, rank)
         self._layers = list(zip(sites, (layer for *_, layer in layers), strict=True))
         self._bank = Bank(
             sites,
             width,
-            slots=min(trainer._slots, len(tasks)),
+            slots=min(slots, len(tasks)),
             rank=rank,
-            device=trainer._device,
-            dtype=trainer._precision,
+            device=base.device,
+            dtype=base.precision,
         )
         self._pass: Pass | None = None
         self._prepared = {task.key: self._prepare(task) for task in tasks}
@@ -194,7 +213,7 @@ class _Run:
     # --- who takes part --------------------------------------------------------------------------------------------
 
     def _prepare(self, task: AdapterTask) -> tuple[list[Tokens], int]:
-        sequences, truncated = tokenize(task.examples, self._trainer._tokenizer, max_tokens=task.recipe.max_tokens)
+        sequences, truncated = tokenize(task.examples, self._base.tokenizer, max_tokens=task.recipe.max_tokens)
         sequences = [s for s in sequences if s.predicted]
         if sequences:
             self._total += count_steps(len(sequences), task.recipe)
@@ -254,7 +273,7 @@ class _Run:
         for site in sites:
             a_RI, b_OR = bank.a(row_1W, site)[0], bank.b(row_1W, site)[0]
             if factors is None:
-                a_RI[:rank] = initial_a(site.inputs, rank, generator, self._trainer._precision)
+                a_RI[:rank] = initial_a(site.inputs, rank, generator, self._base.precision)
                 continue
             stored_a, stored_b = factors.get(factor_key(site.name, "A")), factors.get(factor_key(site.name, "B"))
             if stored_a is None or stored_b is None or stored_a.shape[0] != rank:
@@ -266,7 +285,7 @@ class _Run:
     @contextmanager
     def adapted(self) -> Iterator[None]:
         """The base with its linear layers and its attention hooked, and left as it was afterwards."""
-        model = self._trainer._model
+        model = self._base.model
         before = model.config._attn_implementation
         model.set_attn_implementation(attention.NAME)
         hooks = [layer.register_forward_hook(self._hook(site)) for site, layer in self._layers]
@@ -296,7 +315,7 @@ class _Run:
         for slot, member in enumerate(self._members):
             assert member.batch is not None
             size = sum(len(s.tokens) for s in member.batch.sequences)
-            if slot > begin and tokens + size > self._trainer._tokens_per_pass:
+            if slot > begin and tokens + size > self._tokens_per_pass:
                 yield begin, slot
                 begin, tokens = slot, 0
             tokens += size
@@ -304,26 +323,19 @@ class _Run:
 
     def _go(self, begin: int, end: int) -> None:
         """Forward and backward over the current micro-batches of slots `begin` to `end`."""
-        trainer, members = self._trainer, self._members[begin:end]
+        base, members = self._base, self._members[begin:end]
         batches = [member.batch for member in members if member.batch is not None]
-        packed = pack(batches, device=trainer._device, dtype=trainer._precision)
+        packed = pack(batches, device=base.device, dtype=base.precision)
         self._pass = Pass(
             bank=self._bank,
             begin=begin,
-            weights_NW=self._bank.weights_NW[begin:end].to(trainer._dtype),
-            scale_T1=packed.adapters.spread([m.scale for m in members], trainer._dtype)[:, None],
+            weights_NW=self._bank.weights_NW[begin:end].to(base.dtype),
+            scale_T1=packed.adapters.spread([m.scale for m in members], base.dtype)[:, None],
             groups=packed.adapters,
-            anchor=trainer._anchor,
+            anchor=base.anchor,
             dropout=self._dropout(members, batches),
         )
-        hidden_1TD = trainer._model.base_model(
-            input_ids=packed.input_ids_1T,
-            position_ids=packed.position_ids_1T,
-            packed_sequences=packed.sequences,
-            use_cache=False,
-        ).last_hidden_state
-        hidden_PD = hidden_1TD[0].index_select(0, packed.predicting_P)
-        losses_P = frozen_head_loss(hidden_PD, trainer._head_VD, packed.targets_P, packed.weights_P, cap=trainer._cap)
+        losses_P = frozen_head_loss(base.hidden(packed), base.head_VD, packed.targets_P, packed.weights_P, cap=base.cap)
         torch.autograd.backward(losses_P.sum())
         self._pass = None
         losses_N = losses_P.new_zeros(len(members)).index_add_(
@@ -338,7 +350,7 @@ class _Run:
         rates = [member.task.recipe.dropout for member in members]
         if not any(rates):
             return None
-        device = self._trainer._device
+        device = self._base.device
         lengths = [sum(len(s.tokens) for s in batch.sequences) for batch in batches]
         rate_T = torch.repeat_interleave(torch.tensor(rates, dtype=torch.float64), torch.tensor(lengths))
         keys_T = dropout_keys([m.task.seed for m in members], lengths, [m.drawn for m in members], device)
@@ -426,7 +438,7 @@ class _Run:
             member.task.out,
             weights,
             member.task.recipe,
-            base=self._trainer._model.name_or_path or "",
+            base=self._base.model.name_or_path or "",
             targets={site.name.rpartition(".")[2] for site in member.sites},
         )
 

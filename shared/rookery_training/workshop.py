@@ -12,7 +12,7 @@ import torch
 from rookery.internal.v1 import job_service_pb2 as pb
 from rookery.v1 import model_service_pb2
 from rookery_engines.models import ModelSource, load_model
-from rookery_shared.errors import ModelNotLoadable, NothingToLearn
+from rookery_shared.errors import ModelNotLoadable, TrainingFailed
 from rookery_shared.settings import StoreSettings
 from rookery_shared.store.adapters import AdapterCache, Origin, adapter_name, publish
 from rookery_shared.store.connect import connect_store
@@ -54,7 +54,7 @@ class Workshop:
     ) -> Iterator[tuple[str, pb.TrainedAdapter]]:
         """Train adapters of the profile's model together; each, with its key, as soon as it is published.
 
-        Raises NothingToLearn, ModelNotLoadable, and what `on_tick` raises.
+        Raises TrainingFailed, ModelNotLoadable, and what `on_tick` raises.
         """
         trainer = self._trainer_for(profile)
         seeds = {order.key: order.seed for order in orders}
@@ -73,7 +73,7 @@ class Workshop:
             folders = {task.key: task.out for task in tasks}
             for outcome in trainer.train(tasks, on_tick=on_tick):
                 if outcome.failure:
-                    raise NothingToLearn(outcome.failure)
+                    raise TrainingFailed(outcome.failure)
                 origin = Origin(
                     base_model=profile.model.source,
                     base_revision=profile.model.revision,
