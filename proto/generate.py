@@ -25,7 +25,9 @@ def generate(out: Path) -> None:
     protos = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.proto"))
     services = [proto for proto in protos if proto.endswith("_service.proto")]
     include = Path(grpc_tools.__file__).parent / "_proto"
-    common = ["protoc", f"-I{ROOT}", f"-I{include}"]
+    beside = Path(sys.executable).parent  # the plug-ins of this environment, active or not
+    plugins = [f"--plugin={name}={beside / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
+    common = ["protoc", f"-I{ROOT}", f"-I{include}", *plugins]
     for arguments in (
         [f"--python_out={out}", f"--mypy_out=quiet:{out}", *protos],
         [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}", *services],

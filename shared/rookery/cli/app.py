@@ -9,6 +9,7 @@ from typing import NoReturn
 import grpc
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from rookery.cli import adapt, adapters, models, runs, up
 from rookery.cli.quickstart import quickstart
@@ -50,7 +51,8 @@ def _fail(error: RookeryError) -> NoReturn:
         print(json.dumps({"error": content}))
     else:
         console = Console(stderr=True)
-        console.print(f"[bold red]error:[/] {error.message} [dim]({error.reason})[/]", highlight=False)
+        message = f"[bold red]error:[/] {escape(error.message)} [dim]({error.reason})[/]"
+        console.print(message, highlight=False, soft_wrap=True)
         if error.code is grpc.StatusCode.UNAVAILABLE:
             console.print("Is a server running? `rookery up` starts one on this machine; --server names another.")
     sys.exit(1)
