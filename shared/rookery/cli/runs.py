@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from rich.markup import escape
 
 from rookery.cli import profiles
 from rookery.cli.adapt import Failed
@@ -147,6 +148,6 @@ def _show(run: Run, *, as_json: bool) -> None:
         return
     console.print(f"[bold]{run.name}[/] {state(run.state)}: {progress(run.progress)}", highlight=False)
     if run.HasField("failure"):
-        console.print(f"[red]{run.failure.reason}[/] {run.failure.message}", highlight=False)
+        console.print(f"[red]{run.failure.reason}[/] {escape(run.failure.message)}", highlight=False)
     for table in run_tables(run):
         console.print(table)

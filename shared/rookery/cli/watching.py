@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from rookery.cli.render import as_dict, console, duration, print_json
@@ -27,7 +28,9 @@ def follow(events: Iterable[Event], *, as_json: bool, title: str) -> None:
             print_json(as_dict(event))
     elif not console.is_terminal:
         for event in events:
-            console.print(f"{event.time.ToDatetime():%H:%M:%S} {event.message}", highlight=False, soft_wrap=True)
+            console.print(
+                f"{event.time.ToDatetime():%H:%M:%S} {escape(event.message)}", highlight=False, soft_wrap=True
+            )
     else:
         _follow_with_bar(events, title=title)
 
@@ -46,7 +49,9 @@ def _follow_with_bar(events: Iterable[Event], *, title: str) -> None:
         for event in events:
             _advance(bar, task, _work(event))
             if not event.message.endswith("trials scored"):
-                bar.console.print(f"[dim]{event.time.ToDatetime():%H:%M:%S}[/] {event.message}", highlight=False)
+                bar.console.print(
+                    f"[dim]{event.time.ToDatetime():%H:%M:%S}[/] {escape(event.message)}", highlight=False
+                )
 
 
 def _work(event: RunEvent | AdaptationEvent) -> Run | Adaptation:
