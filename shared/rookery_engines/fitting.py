@@ -9,8 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 from rookery_shared.errors import AdapterMismatch
-
-_PREFIX = "base_model.model."
+from rookery_shared.peft_format import CONFIG, WEIGHTS, layer_and_factor
 
 
 def check_fits(model: nn.Module, folder: Path, *, name: str) -> None:
@@ -18,11 +17,11 @@ def check_fits(model: nn.Module, folder: Path, *, name: str) -> None:
 
     Reads the header of the weights only. Raises AdapterMismatch.
     """
-    rank = json.loads((folder / "adapter_config.json").read_text())["r"]
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
+    rank = json.loads((folder / CONFIG).read_text())["r"]
+    with safe_open(folder / WEIGHTS, framework="pt") as weights:
         shapes = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118  # no mapping
     for key, shape in shapes.items():
-        path, _, factor = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".lora_")
+        path, factor = layer_and_factor(key)
         layer = _find(model, path)
         if layer is None:
             raise AdapterMismatch(f"{name} changes {path}, which the model does not have", adapter=name)

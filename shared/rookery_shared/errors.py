@@ -148,13 +148,6 @@ class NoQuestions(RookeryError):
     reason = "NO_QUESTIONS"
 
 
-class NothingKept(RookeryError):
-    """No self-edit of the round beat the unadapted student, so there is nothing to train the teacher on."""
-
-    code = StatusCode.FAILED_PRECONDITION
-    reason = "NOTHING_KEPT"
-
-
 class Cancelled(RookeryError):
     """Somebody cancelled the work."""
 

@@ -28,7 +28,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One text to train on. With a prompt, the loss is on the completion only; without, on all of it."""
+    """One text to train on: its prompt, if it has one, and what follows. A recipe says which of them the loss counts."""
 
     completion: str
     prompt: str = ""
@@ -70,6 +70,32 @@ class LoraRecipe:
     weight_decay: float = 0.0
     max_tokens: int = 2048
     """Longer sequences are cut to this many tokens, and counted."""
+    completion_only_loss: bool = True
+    """Leave the prompt's tokens out of the loss."""
+    end_mask: str = ""
+    """Leave everything out of the loss up to the end of this text's first occurrence; empty leaves nothing out."""
+    reference_padding: int = 0
+    """Train as SEAL's code does on sequences padded to this many tokens (2,048 there), without computing the padding:
+    the end-of-text token is a target after every sequence, and losses are means over the padded length. 0 does not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRecord:
+    """What happened while one adapter was trained."""
+
+    losses: tuple[float, ...] = ()
+    """Mean loss of each optimiser step, in nats per predicted token."""
+    tokens: int = 0
+    """Real tokens that went through the model, over all epochs."""
+    truncated: int = 0
+    """Sequences cut to the recipe's limit."""
+    seconds: float = 0.0
+    """From its first pass to its last, in whatever company."""
+    weight_change: float = 0.0
+    """Frobenius norm of all scale * B @ A together."""
+    peak_memory_bytes: int = 0
+    """The most that the device (a GPU) or the process (on CPU) has held until then, in whatever company."""
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

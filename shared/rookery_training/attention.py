@@ -3,11 +3,15 @@
 transformers hands every attention layer's queries, keys and values to the function registered here, with the `Buckets`
 of the sequences that the model was called with. Sliding windows and capped scores (Mistral, Gemma) are honoured.
 
+Three ways: on a GPU in 16 bits, torch's variable-length kernel on the row as it is; for short sequences on CPU, plain
+products on padded blocks; for everything else, torch's fused kernels on padded blocks.
+
 Shapes: H query heads, K key heads, T tokens, S sequences, L tokens of the longest, D dimensions of a head.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -18,7 +22,18 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from rookery_training.packing import Buckets
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before torch 2.10
+    varlen_attn = None
+_VARLEN_OPTIONS = {"scale", "window_size", "enable_gqa"}
+HAS_VARLEN = varlen_attn is not None and {*inspect.signature(varlen_attn).parameters} >= _VARLEN_OPTIONS
+"""Whether this torch's kernel has all that is asked of it."""
+
 NAME = "rookery_packed"
+PLAIN_ON_CPU = 192
+"""Up to this length plain products are faster on CPU than the fused kernels: measured 1.5 times in float32 and 5 times
+in bfloat16 at 60 tokens, and as fast at 250."""
 
 
 def packed_attention(
@@ -35,12 +50,63 @@ def packed_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Returns [1, T, H, D], as transformers wants it."""
-    q, k, v = (packed_sequences.pad(x[0].transpose(0, 1)) for x in (query_1HTD, key_1KTD, value_1KTD))
+    q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query_1HTD, key_1KTD, value_1KTD))
+    if HAS_VARLEN and softcap is None and q_THD.is_cuda and q_THD.dtype.itemsize == 2:
+        return _varlen(q_THD, k_TKD, v_TKD, packed_sequences, scaling=scaling, window=sliding_window)[None], None
+    blocks = zip(*(_Pad.apply(x, packed_sequences) for x in (q_THD, k_TKD, v_TKD)), strict=True)  # type: ignore[no-untyped-call]
     attended = [
         _attend(*(x.transpose(1, 2) for x in block), scaling=scaling, window=sliding_window, softcap=softcap)
-        for block in zip(q, k, v, strict=True)
+        for block in blocks
     ]
-    return packed_sequences.unpad([o_SHLD.transpose(1, 2) for o_SHLD in attended])[None], None
+    o_THD: Tensor = _Unpad.apply(packed_sequences, *(o_SHLD.transpose(1, 2) for o_SHLD in attended))  # type: ignore[no-untyped-call]
+    return o_THD[None], None
+
+
+class _Pad(torch.autograd.Function):
+    """Rows as blocks. Nothing flows back from padding: no row looks at it, and what it makes itself is thrown away."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_THD: Tensor, sequences: Buckets) -> tuple[Tensor, ...]:
+        ctx.sequences = sequences
+        return tuple(sequences.pad(rows_THD))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients_SLHD: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.sequences.unpad(gradients_SLHD), None
+
+
+class _Unpad(torch.autograd.Function):
+    """Blocks as rows."""
+
+    @staticmethod
+    def forward(ctx: Any, sequences: Buckets, *blocks_SLHD: Tensor) -> Tensor:
+        ctx.sequences = sequences
+        return sequences.unpad(blocks_SLHD)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_THD: Tensor) -> tuple[Tensor | None, ...]:
+        blocks = zip(ctx.sequences.pad(gradient_THD), ctx.sequences.blocks, strict=True)
+        return None, *(gradient_SLHD.mul_(block.real_GL[:, :, None, None]) for gradient_SLHD, block in blocks)
+
+
+def _varlen(
+    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, sequences: Buckets, *, scaling: float | None, window: int | None
+) -> Tensor:
+    """[T, H, D]"""
+    longest = max(sequences.lengths)
+    attended_THD: Tensor = varlen_attn(
+        q_THD,
+        k_TKD,
+        v_TKD,
+        sequences.bounds,
+        sequences.bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q_THD.shape[1] != k_TKD.shape[1],
+    )
+    return attended_THD
 
 
 def _attend(
@@ -50,33 +116,42 @@ def _attend(
     width, shared = q_SHLD.shape[2], q_SHLD.shape[1] != k_SKLD.shape[1]
     if window is not None and window >= width:
         window = None
-    if softcap is None and window is None:
+    if softcap is not None or (q_SHLD.device.type == "cpu" and width <= PLAIN_ON_CPU):
+        return _plain(q_SHLD, k_SKLD, v_SKLD, scaling=scaling, window=window, softcap=softcap)
+    if window is None:
         return scaled_dot_product_attention(q_SHLD, k_SKLD, v_SKLD, is_causal=True, scale=scaling, enable_gqa=shared)
-    mask_LL = _visible(width, window, q_SHLD.device)
-    if softcap is None:
-        return scaled_dot_product_attention(q_SHLD, k_SKLD, v_SKLD, mask_LL, scale=scaling, enable_gqa=shared)
-    return _capped(q_SHLD, k_SKLD, v_SKLD, mask_LL, scaling=scaling, softcap=softcap)
+    hidden_LL = _hidden(width, window, q_SHLD.device)
+    return scaled_dot_product_attention(q_SHLD, k_SKLD, v_SKLD, ~hidden_LL, scale=scaling, enable_gqa=shared)
 
 
-def _visible(width: int, window: int | None, device: torch.device) -> Tensor:
-    """True where a query may look: not at the future, and not further back than the window."""
+def _hidden(width: int, window: int | None, device: torch.device) -> Tensor:
+    """True where a query may not look: at the future, and further back than the window."""
     positions_L = torch.arange(width, device=device)
     back_LL = positions_L[:, None] - positions_L
-    seen_LL: Tensor = back_LL >= 0
-    return seen_LL if window is None else seen_LL & (back_LL < window)
+    hidden_LL: Tensor = back_LL < 0
+    return hidden_LL if window is None else hidden_LL | (back_LL >= window)
 
 
-def _capped(
-    q_SHLD: Tensor, k_SKLD: Tensor, v_SKLD: Tensor, mask_LL: Tensor, *, scaling: float | None, softcap: float
+def _plain(
+    q_SHLD: Tensor, k_SKLD: Tensor, v_SKLD: Tensor, *, scaling: float | None, window: int | None, softcap: float | None
 ) -> Tensor:
-    groups = q_SHLD.shape[1] // k_SKLD.shape[1]
-    k_SHLD, v_SHLD = (x.repeat_interleave(groups, dim=1) for x in (k_SKLD, v_SKLD))
-    scale = q_SHLD.shape[-1] ** -0.5 if scaling is None else scaling
-    scores_SHLL = torch.tanh(q_SHLD @ k_SHLD.transpose(2, 3) * (scale / softcap)) * softcap
-    weights_SHLL = scores_SHLL.masked_fill(~mask_LL, float("-inf")).softmax(
-        -1, dtype=torch.promote_types(scores_SHLL.dtype, torch.float32)
-    )
-    return weights_SHLL.to(v_SHLD.dtype) @ v_SHLD
+    """The definition, with scores in at least float32."""
+    sequences, heads, width, size = q_SHLD.shape
+    groups = heads // k_SKLD.shape[1]
+    k_SHLD, v_SHLD = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k_SKLD, v_SKLD))
+    q_BLD, k_BLD, v_BLD = (x.reshape(-1, width, size) for x in (q_SHLD, k_SHLD, v_SHLD))
+    precision = torch.promote_types(q_SHLD.dtype, torch.float32)
+    hidden_LL = _hidden(width, window, q_SHLD.device)
+    mask_LL = torch.zeros(width, width, dtype=precision, device=q_SHLD.device).masked_fill_(hidden_LL, float("-inf"))
+    scale = size**-0.5 if scaling is None else scaling
+    if softcap is None and precision is q_SHLD.dtype:
+        scores_BLL = torch.baddbmm(mask_LL, q_BLD, k_BLD.mT, alpha=scale)
+    else:
+        scores_BLL = torch.bmm(q_BLD, k_BLD.mT).to(precision) * scale
+        if softcap is not None:
+            scores_BLL = torch.tanh(scores_BLL / softcap) * softcap
+        scores_BLL = scores_BLL + mask_LL
+    return torch.bmm(scores_BLL.softmax(-1).to(v_BLD.dtype), v_BLD).view(sequences, heads, width, size)
 
 
 AttentionInterface.register(NAME, packed_attention)

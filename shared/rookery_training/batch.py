@@ -7,36 +7,43 @@ A *tick* takes one micro-batch of every adapter in the bank. Its forward and bac
 into one row without padding; if that is more tokens than memory allows, over as many as fit, then the next. Adapters
 whose optimiser step is complete then take it together. None of this shows in an adapter: order, number and size of its
 steps are its own.
-
-Shapes: N adapters of a pass, W weights of an adapter, P predicted tokens.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections import defaultdict
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe
-from rookery_training import attention
-from rookery_training.bank import Bank, Dropout, Pass, Site, add_adapters, aligned, dropout_keys, initial_a, lay_out
-from rookery_training.layout import factor_key, read_factors, write_adapter
-from rookery_training.loss import frozen_head_loss
-from rookery_training.packing import Packed, pack
+from rookery_shared.peft_format import factor_key
+from rookery_shared.types import Example, LoraRecipe, TrainingRecord
+from rookery_training import checkpoints
+from rookery_training.bank import Bank, Layout, Site, initial_a, own_sites
+from rookery_training.base import FrozenBase, NotTrainable
+from rookery_training.checkpoints import Checkpoint
+from rookery_training.layout import read_factors, write_adapter
+from rookery_training.memory import MemoryModel, free_memory, is_out_of_memory, measure, used_peak
+from rookery_training.optimizer import Step, clear_gradients, gradient_norms, take_steps
+from rookery_training.packing import Piece
+from rookery_training.passes import Passes, split
 from rookery_training.schedules import schedule_scale
 from rookery_training.sequences import MicroBatch, Tokens, count_steps, micro_batches, tokenize
 
-FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "gemma", "gemma2", "gemma3_text")
-"""Values of `model_type` whose forward pass is known to be what this module takes it for."""
+MAX_TOKENS_ON_CPU, MAX_TOKENS_ON_GPU = 16_384, 65_536
+"""Passes need not be longer than this to keep a device busy."""
+MIN_TOKENS = 2_048
+"""If memory is for less than this, activations are computed twice instead of kept."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,22 +60,8 @@ class AdapterTask:
     """Folder that the adapter is written to, in PEFT's layout."""
     start: Path | None = None
     """Folder of an adapter of the same shape to go on from."""
-
-
-@dataclass(slots=True, kw_only=True)
-class TrainingRecord:
-    """What happened while one adapter was trained."""
-
-    losses: list[float] = field(default_factory=list)
-    """Mean loss of each optimiser step, in nats per predicted token."""
-    tokens: int = 0
-    """Real tokens that went through the model, over all epochs."""
-    truncated: int = 0
-    """Sequences cut to the recipe's limit."""
-    seconds: float = 0.0
-    """From its first pass to its last, in whatever company."""
-    weight_change: float = 0.0
-    """Frobenius norm of all scale * B @ A together."""
+    checkpoint: Checkpoint | None = None
+    """Where to go on from if there is one, and where to put one at the end of an epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,38 +73,58 @@ class Outcome:
     failure: str = ""
 
 
-class NotTrainable(Exception):
-    """A base model or a recipe that this trainer does not serve."""
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A task from the time it was handed in."""
+
+    task: AdapterTask
+    sequences: list[Tokens]
+    truncated: int
+    steps: int
+    """Optimiser steps in all."""
+    done: int = 0
+    outcome: Outcome | None = None
+    dropped: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class _Member:
     """An adapter in the bank."""
 
-    task: AdapterTask
-    batches: Iterator[MicroBatch]
-    steps: int
+    ticket: Ticket
     sites: list[Site]
-    record: TrainingRecord
-    batch: MicroBatch | None
-    """The next one; None at the end."""
-    begun: float
-    drawn: int = 0
+    batches: Iterator[MicroBatch]
+    batch: MicroBatch
+    """The next one."""
+    began: float
+    saved: float
+    """When its last checkpoint was written, or it began."""
+    draws: int = 0
     """Micro-batches taken."""
     loss: float = 0.0
     """Sum over the micro-batches of the current step."""
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
     steps_taken: Tensor = field(default_factory=lambda: torch.zeros(()))
     failure: str = ""
 
     @property
-    def scale(self) -> float:
+    def task(self) -> AdapterTask:
+        return self.ticket.task
+
+    @property
+    def piece_scale(self) -> float:
         return self.task.recipe.alpha / self.task.recipe.rank
 
 
 class BatchTrainer:
     """One frozen base model that trains up to `slots` adapters at once.
 
-    Raises NotTrainable for a base that it does not serve.
+    Either `train` some tasks; or `add` tasks and call `tick` while the trainer is `busy`, which lets tasks join and
+    leave at any time. Not for several threads at once.
+
+    `memory_bytes` is what training may take beside the base model; 0 takes what the device has free, when training
+    starts. `tokens_per_pass` bounds a pass; 0 leaves it to memory. Raises NotTrainable for a base that is not served.
     """
 
     def __init__(
@@ -120,11 +133,69 @@ class BatchTrainer:
         tokenizer: PreTrainedTokenizerBase,
         *,
         slots: int = 32,
-        tokens_per_pass: int = 16_384,
+        tokens_per_pass: int = 0,
+        memory_bytes: int = 0,
+        checkpoint_seconds: float = 30.0,
     ) -> None:
         self._base = FrozenBase(model, tokenizer)
-        self._slots = slots
-        self._tokens_per_pass = tokens_per_pass
+        self._passes = Passes(self._base)
+        self._max_slots = slots
+        self._max_tokens = tokens_per_pass or (
+            MAX_TOKENS_ON_GPU if self._base.device.type == "cuda" else MAX_TOKENS_ON_CPU
+        )
+        self._checkpoint_seconds = checkpoint_seconds
+        self._budget = memory_bytes or free_memory(self._base.device)
+        self.memory = self._choose_memory()
+        """What a pass needs."""
+        self._waiting: deque[Ticket] = deque()
+        self._members: list[_Member] = []
+        self._ended: list[Ticket] = []
+        self._bank = self._new_bank(Layout(), 0)
+        self._hooks = ExitStack()
+        self._hooked: Layout | None = None
+        """The layout that the base's layers are hooked for."""
+
+    # --- what callers do -------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._members or self._ended)
+
+    @property
+    def tokens_per_pass(self) -> int:
+        """As many as the memory beside the bank allows."""
+        state = self._bank.slots * self._bytes_of_slot(self._bank.layout)
+        return min(self._max_tokens, self.memory.tokens(self._budget - state))
+
+    def add(self, task: AdapterTask) -> Ticket:
+        """Hand in a task; it starts when there is room."""
+        sequences, truncated = tokenize(task.examples, self._base.tokenizer, task.recipe)
+        steps = count_steps(len(sequences), task.recipe) if sequences else 0
+        ticket = Ticket(task, sequences, truncated, steps)
+        self._waiting.append(ticket)
+        return ticket
+
+    def drop(self, ticket: Ticket) -> None:
+        """Give a task up; it takes no further step and writes nothing. Harmless for one that has ended."""
+        ticket.dropped = True
+
+    def tick(self) -> list[Ticket]:
+        """A micro-batch of every adapter that has room. Returns the tasks that have ended, with their outcomes."""
+        try:
+            self._drop_dropped()
+            self._admit()
+            if self._members:
+                self._hook()
+                self._run_micro_batches()
+                self._step()
+                self._advance()
+        except BaseException:
+            self._unhook()
+            raise
+        if not self._members:
+            self._unhook()
+        ended, self._ended = self._ended, []
+        return ended
 
     def train(
         self, tasks: Sequence[AdapterTask], *, on_tick: Callable[[int, int], None] = lambda done, total: None
@@ -133,9 +204,19 @@ class BatchTrainer:
 
         `on_tick(done, total)` is called before every tick, with optimiser steps over all tasks, and may raise to stop.
         """
-        run = _Run(self._base, tasks, on_tick, slots=self._slots, tokens_per_pass=self._tokens_per_pass)
-        with run.adapted():
-            yield from run.outcomes()
+        tickets = [self.add(task) for task in tasks]
+        total = sum(ticket.steps for ticket in tickets)
+        try:
+            while any(ticket.outcome is None for ticket in tickets):
+                on_tick(sum(ticket.done for ticket in tickets), total)
+                for ticket in self.tick():
+                    assert ticket.outcome is not None
+                    yield ticket.outcome
+        finally:
+            for ticket in tickets:
+                self.drop(ticket)
+            self._drop_dropped()
+            self._unhook()
 
     def train_one(self, task: AdapterTask) -> TrainingRecord:
         """Train a single adapter. Raises NotTrainable with the reason if it fails."""
@@ -144,296 +225,281 @@ class BatchTrainer:
             raise NotTrainable(outcome.failure)
         return outcome.record
 
+    # --- memory ----------------------------------------------------------------------------------------------------
 
-class FrozenBase:
-    """A base model as training sees it. Raises NotTrainable for one that is not served."""
+    def _choose_memory(self) -> MemoryModel:
+        """Keep activations if there is room for a good pass of them; else compute them twice, if that saves any."""
+        kept = measure(self._base)
+        if kept.tokens(self._budget // 2) >= MIN_TOKENS:
+            return kept
+        self._base.recompute_activations(on=True)
+        recomputed = measure(self._base)
+        if recomputed.per_token < kept.per_token:
+            return recomputed
+        self._base.recompute_activations(on=False)
+        return kept
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        check_base(model)
-        self.model = model.requires_grad_(False)
-        self.model.train(mode=False)
-        self.tokenizer = tokenizer
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]  # transformers
-        self.head_VD: Tensor = head.weight
-        self.cap: float | None = getattr(model.config, "final_logit_softcapping", None)
-        """Bound on the logits, for models that have one."""
-        named = [(n, layer) for n, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
-        self.linear = [(index, name, layer) for index, (name, layer) in enumerate(named) if layer is not head]
-        """Layers that adapters may change: index among all, full name, layer."""
-        self.device, self.dtype = self.head_VD.device, self.head_VD.dtype
-        self.precision = torch.promote_types(self.dtype, torch.float32)
-        """Of adapters, of their optimiser and of losses."""
-        self.anchor = torch.zeros((), device=self.device, requires_grad=True)
+    def _bytes_of_slot(self, layout: Layout) -> int:
+        return Bank.bytes_of_slot(layout, self._base.precision, self._base.dtype)
 
-    def hidden(self, packed: Packed) -> Tensor:
-        """Final hidden states [P, D] of the tokens whose next one is predicted."""
-        hidden_1TD: Tensor = self.model.base_model(
-            input_ids=packed.input_ids_1T,
-            position_ids=packed.position_ids_1T,
-            packed_sequences=packed.sequences,
-            use_cache=False,
-        ).last_hidden_state
-        return hidden_1TD[0].index_select(0, packed.predicting_P)
+    def _slots_for(self, layout: Layout) -> int:
+        """As many adapters as half of the memory holds, at least 1."""
+        fit = self._budget // 2 // max(1, self._bytes_of_slot(layout))
+        return max(1, min(self._max_slots, fit))
 
-
-class _Run:
-    """One call of `train`: a bank sized for its tasks, and who is in which slot."""
-
-    def __init__(
-        self,
-        base: FrozenBase,
-        tasks: Sequence[AdapterTask],
-        on_tick: Callable[[int, int], None],
-        *,
-        slots: int,
-        tokens_per_pass: int,
-    ) -> None:
-        self._base, self._on_tick, self._tokens_per_pass = base, on_tick, tokens_per_pass
-        self._waiting = list(reversed(tasks))
-        self._members: list[_Member] = []
-        self._ended: list[Outcome] = []
-        self._done = 0
-        self._total = 0
-        wanted = {target for task in tasks for target in task.recipe.targets}
-        layers = [linear for linear in base.linear if _targeted(linear[1], wanted)]
-        rank = aligned(max((task.recipe.rank for task in tasks), default=1))
-        sites, width = lay_out(layers, rank)
-        self._layers = list(zip(sites, (layer for *_, layer in layers), strict=True))
-        self._bank = Bank(
-            sites,
-            width,
-            slots=min(slots, len(tasks)),
-            rank=rank,
-            device=base.device,
-            dtype=base.precision,
-        )
-        self._pass: Pass | None = None
-        self._prepared = {task.key: self._prepare(task) for task in tasks}
+    def _new_bank(self, layout: Layout, slots: int) -> Bank:
+        return Bank(layout, slots=slots, device=self._base.device, dtype=self._base.precision)
 
     # --- who takes part --------------------------------------------------------------------------------------------
 
-    def _prepare(self, task: AdapterTask) -> tuple[list[Tokens], int]:
-        sequences, truncated = tokenize(task.examples, self._base.tokenizer, max_tokens=task.recipe.max_tokens)
-        sequences = [s for s in sequences if s.predicted]
-        if sequences:
-            self._total += count_steps(len(sequences), task.recipe)
-        return sequences, truncated
+    def _drop_dropped(self) -> None:
+        self._waiting = deque(ticket for ticket in self._waiting if not ticket.dropped)
+        for slot in reversed(range(len(self._members))):
+            if self._members[slot].ticket.dropped:
+                self._leave(slot)
 
-    def outcomes(self) -> Iterator[Outcome]:
-        while self._admit():
-            self._on_tick(self._done, self._total)
-            self._tick()
-            yield from self._take_ended()
-        yield from self._take_ended()
-
-    def _take_ended(self) -> Iterator[Outcome]:
-        ended, self._ended = self._ended, []
-        yield from ended
-
-    def _admit(self) -> bool:
-        """Fill the free slots; False when nobody is left."""
+    def _admit(self) -> None:
+        """Fill the free slots, in order of arrival; who needs a wider bank waits until there is memory for it."""
+        if self._waiting and not self._make_room():
+            return
         while self._waiting and len(self._members) < self._bank.slots:
-            task = self._waiting.pop()
-            sequences, truncated = self._prepared.pop(task.key)
+            ticket = self._waiting[0]
+            if not self._bank.layout.covers(self._layout_for([ticket])):
+                return
+            self._waiting.popleft()
             try:
-                self._enter(task, sequences, truncated)
+                self._enter(ticket)
             except (NotTrainable, OSError) as error:
-                self._ended.append(Outcome(key=task.key, record=TrainingRecord(), failure=str(error)))
-        return bool(self._members)
+                self._end(ticket, TrainingRecord(truncated=ticket.truncated, seed=ticket.task.seed), str(error))
 
-    def _enter(self, task: AdapterTask, sequences: list[Tokens], truncated: int) -> None:
-        if not sequences:
+    def _make_room(self) -> bool:
+        """A bank for the adapters that it holds and those that wait, or for the first of them; False if it is full."""
+        for candidates in ([*self._waiting], [self._waiting[0]]):
+            layout = self._layout_for(candidates)
+            slots = min(self._slots_for(layout), len(self._members) + len(candidates))
+            if slots <= len(self._members):
+                continue
+            fits = self._bank.layout.covers(layout) if self._members else self._bank.layout == layout
+            if not fits or self._bank.slots < slots:
+                self._rebuild(layout, slots)
+            return True
+        return False
+
+    def _layout_for(self, tickets: Sequence[Ticket]) -> Layout:
+        recipes = [member.task.recipe for member in self._members] + [ticket.task.recipe for ticket in tickets]
+        targets = {target for recipe in recipes for target in recipe.targets}
+        return Layout.of(self._base.linear, targets, max(recipe.rank for recipe in recipes))
+
+    def _rebuild(self, layout: Layout, slots: int) -> None:
+        """Another bank with the same adapters in it, of fewer slots if memory is not enough for so many."""
+        least = max(1, len(self._members))
+        while True:
+            try:
+                bank = self._new_bank(layout, slots)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or slots <= least:
+                    raise
+                slots = max(least, slots // 2)
+                self._max_slots = min(self._max_slots, slots)
+                _log.warning("out of memory; at most %d adapters at once from now on", self._max_slots)
+            else:
+                break
+        bank.copy_rows(self._bank, len(self._members))
+        for member in self._members:
+            member.sites = own_sites(layout, member.task.recipe.targets)
+        self._bank = bank
+
+    def _hook(self) -> None:
+        if self._hooked != self._bank.layout:
+            self._unhook()
+            self._hooks.enter_context(self._passes.on(self._bank.layout))
+            self._hooked = self._bank.layout
+
+    def _unhook(self) -> None:
+        self._hooks.close()
+        self._hooked = None
+
+    def _enter(self, ticket: Ticket) -> None:
+        """Raises NotTrainable for a task that cannot be trained."""
+        task = ticket.task
+        if not ticket.sequences:
             raise NotTrainable("no example has a token to predict")
-        sites = [site for site in self._bank.sites if _targeted(site.name, {*task.recipe.targets})]
-        missing = {t for t in task.recipe.targets if not any(_targeted(site.name, {t}) for site in sites)}
+        missing = {t for t in task.recipe.targets if not own_sites(self._bank.layout, [t])}
         if missing:
             raise NotTrainable(f"the model has no linear layer named {', '.join(sorted(missing))}")
-        batches = micro_batches(sequences, task.recipe, seed=task.seed)
-        slot = len(self._members)
+        slot, now = len(self._members), time.perf_counter()
         self._bank.clear(slot)
-        self._fill(slot, task, sites)
-        self._members.append(
-            _Member(
-                task=task,
-                batches=batches,
-                steps=count_steps(len(sequences), task.recipe),
-                sites=sites,
-                record=TrainingRecord(truncated=truncated),
-                batch=next(batches),
-                begun=time.perf_counter(),
-            )
-        )
+        sites = own_sites(self._bank.layout, task.recipe.targets)
+        restored = self._restore(ticket, slot, sites)
+        if restored is None:
+            self._fill(slot, task, sites)
+        first_epoch = restored.epochs if restored else 0
+        batches = micro_batches(ticket.sequences, task.recipe, seed=task.seed, first_epoch=first_epoch)
+        member = _Member(ticket, sites, batches, next(batches), began=now, saved=now)
+        if restored is not None:
+            member.draws, member.losses, member.tokens = restored.draws, restored.losses, restored.tokens
+            member.began -= restored.seconds
+            member.steps_taken.fill_(restored.steps)
+            ticket.done = restored.steps
+        self._members.append(member)
 
     def _fill(self, slot: int, task: AdapterTask, sites: Sequence[Site]) -> None:
         """The first weights: random A and zero B, or those of the adapter to go on from."""
-        bank, rank = self._bank, task.recipe.rank
-        row_1W = bank.weights_NW[slot : slot + 1]
-        factors = read_factors(task.start) if task.start is not None else None
+        row_W, rank = self._bank.weights_NW[slot], task.recipe.rank
+        stored = read_factors(task.start) if task.start is not None else None
         generator = torch.Generator().manual_seed(task.seed)
         for site in sites:
-            a_RI, b_OR = bank.a(row_1W, site)[0], bank.b(row_1W, site)[0]
-            if factors is None:
-                a_RI[:rank] = initial_a(site.inputs, rank, generator, self._base.precision)
+            a_RI, b_OR = self._bank.layout.factors(row_W, site, rank)
+            if stored is None:
+                a_RI.copy_(initial_a(site.inputs, rank, generator, self._base.precision))
                 continue
-            stored_a, stored_b = factors.get(factor_key(site.name, "A")), factors.get(factor_key(site.name, "B"))
-            if stored_a is None or stored_b is None or stored_a.shape[0] != rank:
+            stored_a, stored_b = stored.get(factor_key(site.name, "A")), stored.get(factor_key(site.name, "B"))
+            if stored_a is None or stored_b is None or stored_a.shape != a_RI.shape or stored_b.shape != b_OR.shape:
                 raise NotTrainable("the adapter to go on from has another rank or other layers")
-            a_RI[:rank], b_OR[:, :rank] = stored_a, stored_b
+            a_RI.copy_(stored_a)
+            b_OR.copy_(stored_b)
+
+    def _leave(self, slot: int) -> None:
+        """Out of the bank; the last slot moves up."""
+        last = self._members.pop()
+        if slot < len(self._members):
+            self._members[slot] = last
+            self._bank.move(len(self._members), slot)
+
+    def _end(self, ticket: Ticket, record: TrainingRecord, failure: str) -> None:
+        ticket.outcome = Outcome(key=ticket.task.key, record=record, failure=failure)
+        ticket.done = ticket.steps
+        self._ended.append(ticket)
 
     # --- passes ----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def adapted(self) -> Iterator[None]:
-        """The base with its linear layers and its attention hooked, and left as it was afterwards."""
-        model = self._base.model
-        before = model.config._attn_implementation
-        model.set_attn_implementation(attention.NAME)
-        hooks = [layer.register_forward_hook(self._hook(site)) for site, layer in self._layers]
+    def _run_micro_batches(self) -> None:
+        pieces = [
+            Piece(
+                slot=slot,
+                sequences=member.batch.sequences,
+                before=0,
+                counted=member.batch.counted,
+                scale=member.piece_scale,
+                dropout=member.task.recipe.dropout,
+                seed=member.task.seed,
+                draw=member.draws,
+            )
+            for slot, member in enumerate(self._members)
+        ]
+        for together in split(pieces, self.tokens_per_pass):
+            self._run(together)
+        for member in self._members:
+            member.draws += 1
+
+    def _run(self, pieces: Sequence[Piece]) -> None:
+        """One pass; smaller ones if memory is not enough for it."""
+        gradients_NW = self._bank.gradients_NW[pieces[0].slot : pieces[-1].slot + 1]
+        has_some = any(piece.before or not self._members[piece.slot].batch.begins_step for piece in pieces)
+        before_NW = gradients_NW.clone() if has_some else None
         try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            model.set_attn_implementation(before)
+            losses = self._passes.run(self._bank, pieces)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            failed = str(error).splitlines()[0]
+        else:
+            for piece, loss in zip(pieces, losses, strict=True):
+                self._members[piece.slot].loss += loss
+                self._members[piece.slot].tokens += piece.tokens
+            return
+        if before_NW is None:
+            gradients_NW.zero_()
+        else:
+            gradients_NW.copy_(before_NW)
+        self._run_smaller(pieces, failed)
 
-    def _hook(self, site: Site) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def change(_: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            assert self._pass is not None
-            return add_adapters(output, inputs[0], site, self._pass)
-
-        return change
-
-    def _tick(self) -> None:
-        for begin, end in self._passes():
-            self._go(begin, end)
-        self._step([slot for slot, member in enumerate(self._members) if member.batch and member.batch.ends_step])
-        self._advance()
-
-    def _passes(self) -> Iterator[tuple[int, int]]:
-        """Ranges of slots whose micro-batches fit into a pass; at least one slot each."""
-        begin, tokens = 0, 0
-        for slot, member in enumerate(self._members):
-            assert member.batch is not None
-            size = sum(len(s.tokens) for s in member.batch.sequences)
-            if slot > begin and tokens + size > self._tokens_per_pass:
-                yield begin, slot
-                begin, tokens = slot, 0
-            tokens += size
-        yield begin, len(self._members)
-
-    def _go(self, begin: int, end: int) -> None:
-        """Forward and backward over the current micro-batches of slots `begin` to `end`."""
-        base, members = self._base, self._members[begin:end]
-        batches = [member.batch for member in members if member.batch is not None]
-        packed = pack(batches, device=base.device, dtype=base.precision)
-        self._pass = Pass(
-            bank=self._bank,
-            begin=begin,
-            weights_NW=self._bank.weights_NW[begin:end].to(base.dtype),
-            scale_T1=packed.adapters.spread([m.scale for m in members], base.dtype)[:, None],
-            groups=packed.adapters,
-            anchor=base.anchor,
-            dropout=self._dropout(members, batches),
-        )
-        losses_P = frozen_head_loss(base.hidden(packed), base.head_VD, packed.targets_P, packed.weights_P, cap=base.cap)
-        torch.autograd.backward(losses_P.sum())
-        self._pass = None
-        losses_N = losses_P.new_zeros(len(members)).index_add_(
-            0, packed.adapter_P, losses_P.detach() * packed.weights_P
-        )
-        for member, batch, loss in zip(members, batches, losses_N.tolist(), strict=True):
-            member.loss += loss
-            member.record.tokens += sum(len(s.tokens) for s in batch.sequences)
-            member.drawn += 1
-
-    def _dropout(self, members: Sequence[_Member], batches: Sequence[MicroBatch]) -> Dropout | None:
-        rates = [member.task.recipe.dropout for member in members]
-        if not any(rates):
-            return None
-        device = self._base.device
-        lengths = [sum(len(s.tokens) for s in batch.sequences) for batch in batches]
-        rate_T = torch.repeat_interleave(torch.tensor(rates, dtype=torch.float64), torch.tensor(lengths))
-        keys_T = dropout_keys([m.task.seed for m in members], lengths, [m.drawn for m in members], device)
-        return Dropout(rate_T.to(device), keys_T)
+    def _run_smaller(self, pieces: Sequence[Piece], failed: str) -> None:
+        """After a pass for which there was no memory: from now on, half as long."""
+        if self._base.device.type == "cuda":
+            torch.cuda.empty_cache()
+        tokens = sum(piece.tokens for piece in pieces)
+        if sum(len(piece.sequences) for piece in pieces) == 1:
+            member = self._members[pieces[0].slot]
+            member.failure = f"out of memory: the device cannot train on a sequence of {tokens} tokens"
+            return
+        self._max_tokens = max(1, tokens // 2)
+        _log.warning("out of memory; passes have at most %d tokens from now on: %s", self._max_tokens, failed)
+        for together in split(pieces, self._max_tokens):
+            self._run(together)
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
-    def _step(self, slots: list[int]) -> None:
-        """The optimiser steps of these slots."""
+    def _step(self) -> None:
+        """The optimiser steps of those whose last micro-batch completed one."""
+        slots = [slot for slot, member in enumerate(self._members) if member.batch.ends_step]
         if not slots:
             return
-        bank = self._bank
-        norms = torch.linalg.vector_norm(bank.gradients_NW, dim=1).tolist()
-        alike: defaultdict[tuple[float, float], list[int]] = defaultdict(list)
+        norms = gradient_norms(self._bank)
+        steps = []
         for slot in slots:
             member = self._members[slot]
-            recipe, batch = member.task.recipe, member.batch
-            assert batch is not None
-            member.record.losses.append(member.loss)
+            member.losses.append(member.loss)
             if not math.isfinite(member.loss) or not math.isfinite(norms[slot]):
                 what = "loss" if not math.isfinite(member.loss) else "gradient"
-                member.failure = f"the {what} was not a number at step {batch.step + 1} of {member.steps}"
+                at = f"step {member.batch.step + 1} of {member.ticket.steps}"
+                member.failure = member.failure or f"the {what} was not a number at {at}"
                 continue
             member.loss = 0.0
-            clip = recipe.max_gradient_norm / (norms[slot] + 1e-6) if recipe.max_gradient_norm else 1.0
-            if clip < 1.0:
-                bank.gradients_NW[slot] *= clip
-            scale = schedule_scale(recipe.schedule, step=batch.step, steps=member.steps, warmup=recipe.warmup_steps)
-            alike[recipe.learning_rate * scale, recipe.weight_decay].append(slot)
-        for (rate, decay), together in alike.items():
-            adamw(
-                [bank.weights_NW[slot] for slot in together],
-                [bank.gradients_NW[slot] for slot in together],
-                [bank.first_NW[slot] for slot in together],
-                [bank.second_NW[slot] for slot in together],
-                [],
-                [self._members[slot].steps_taken for slot in together],
-                fused=True,
-                amsgrad=False,
-                beta1=0.9,
-                beta2=0.999,
-                lr=rate,
-                weight_decay=decay,
-                eps=1e-8,
-                maximize=False,
-            )
-        self._done += len(slots)
-        if len(slots) == len(self._members):
-            bank.gradients_NW.zero_()
-        else:
-            for slot in slots:
-                bank.gradients_NW[slot].zero_()
+            member.ticket.done += 1
+            steps.append(self._step_of(slot, member))
+        take_steps(self._bank, steps, norms)
+        clear_gradients(self._bank, slots, used=len(self._members))
+
+    def _step_of(self, slot: int, member: _Member) -> Step:
+        recipe = member.task.recipe
+        scale = schedule_scale(
+            recipe.schedule, step=member.batch.step, steps=member.ticket.steps, warmup=recipe.warmup_steps
+        )
+        return Step(
+            slot=slot,
+            rate=recipe.learning_rate * scale,
+            decay=recipe.weight_decay,
+            clip=recipe.max_gradient_norm,
+            taken=member.steps_taken,
+        )
 
     def _advance(self) -> None:
-        """Everybody to the next micro-batch; who has none, or has failed, leaves, and the last slot moves up."""
+        """Everybody to the next micro-batch; who has none, or has failed, leaves."""
         for slot in reversed(range(len(self._members))):
             member = self._members[slot]
-            member.batch = next(member.batches, None)
-            if member.batch is None or member.failure:
+            following = None if member.failure else next(member.batches, None)
+            if following is None:
+                self._end(member.ticket, self._finish(slot), member.failure)
                 self._leave(slot)
+                continue
+            if member.batch.ends_epoch:
+                self._save(slot)
+            member.batch = following
 
-    def _leave(self, slot: int) -> None:
+    def _finish(self, slot: int) -> TrainingRecord:
+        """Write the adapter, unless it failed."""
         member = self._members[slot]
-        member.record.seconds = time.perf_counter() - member.begun
-        if not member.failure:
-            self._write(slot)
-        self._ended.append(Outcome(key=member.task.key, record=member.record, failure=member.failure))
-        last = self._members.pop()
-        if last is not member:
-            self._members[slot] = last
-            self._bank.move(len(self._members), slot)
-        self._bank.clear(len(self._members))
+        task, seconds = member.task, time.perf_counter() - member.began
+        return TrainingRecord(
+            losses=tuple(member.losses),
+            tokens=member.tokens,
+            truncated=member.ticket.truncated,
+            seconds=seconds,
+            weight_change=0.0 if member.failure else self._write(slot),
+            peak_memory_bytes=used_peak(self._base.device),
+            seed=task.seed,
+        )
 
-    def _write(self, slot: int) -> None:
+    def _write(self, slot: int) -> float:
+        """Write the adapter; the norm of its change of the weights."""
         member = self._members[slot]
-        row_1W, rank = self._bank.weights_NW[slot : slot + 1], member.task.recipe.rank
         weights, squares = {}, 0.0
         for site in member.sites:
-            a_RI, b_OR = self._bank.a(row_1W, site)[0, :rank], self._bank.b(row_1W, site)[0, :, :rank]
+            a_RI, b_OR = self._bank.layout.factors(self._bank.weights_NW[slot], site, member.task.recipe.rank)
             weights[factor_key(site.name, "A")], weights[factor_key(site.name, "B")] = a_RI, b_OR
             # |BA|^2 = trace(A A^T B^T B), without forming the product
-            squares += ((a_RI @ a_RI.T) * (b_OR.T @ b_OR)).sum().item() * member.scale**2
-        member.record.weight_change = math.sqrt(squares)
+            squares += ((a_RI @ a_RI.T) * (b_OR.T @ b_OR)).sum().item() * member.piece_scale**2
         write_adapter(
             member.task.out,
             weights,
@@ -441,18 +507,52 @@ class _Run:
             base=self._base.model.name_or_path or "",
             targets={site.name.rpartition(".")[2] for site in member.sites},
         )
+        return math.sqrt(squares)
 
+    # --- checkpoints -----------------------------------------------------------------------------------------------
 
-def check_base(model: PreTrainedModel) -> None:
-    """Raises NotTrainable, and says what would be."""
-    if model.config.model_type not in FAMILIES:
-        raise NotTrainable(f"cannot train {model.config.model_type} models; can train {', '.join(FAMILIES)}")
-    if getattr(model, "is_quantized", False):
-        raise NotTrainable("quantised base models (4-bit, 8-bit) are not served yet; load the base in bfloat16")
-    if len({parameter.device for parameter in model.parameters()}) > 1:
-        raise NotTrainable("base models spread over several devices are not served yet; one must hold all of it")
+    def _digest(self, task: AdapterTask) -> str:
+        base = f"{self._base.model.name_or_path} {task.start.name if task.start else ''}"
+        return checkpoints.task_digest(task.examples, task.recipe, task.seed, base)
 
+    def _stored(self, slot: int, sites: Sequence[Site], rank: int) -> dict[str, Tensor]:
+        """Views of what a checkpoint keeps of a slot."""
+        bank = self._bank
+        return {
+            f"{kind}.{site.name}.{factor}": view
+            for kind, matrix_NW in (("weights", bank.weights_NW), ("first", bank.first_NW), ("second", bank.second_NW))
+            for site in sites
+            for factor, view in zip("AB", bank.layout.factors(matrix_NW[slot], site, rank), strict=True)
+        }
 
-def _targeted(name: str, targets: set[str]) -> bool:
-    """PEFT's rule: a target is a layer's full name or the end of it."""
-    return ALL_LINEAR in targets or any(name == target or name.endswith(f".{target}") for target in targets)
+    def _save(self, slot: int) -> None:
+        """At the end of an epoch, unless the last checkpoint is fresh."""
+        member, now = self._members[slot], time.perf_counter()
+        if member.task.checkpoint is None or now - member.saved < self._checkpoint_seconds:
+            return
+        progress = checkpoints.Progress(
+            epochs=member.batch.epoch + 1,
+            steps=member.ticket.done,
+            draws=member.draws,
+            losses=member.losses,
+            tokens=member.tokens,
+            seconds=now - member.began,
+        )
+        tensors = self._stored(slot, member.sites, member.task.recipe.rank)
+        member.task.checkpoint.write(checkpoints.encode(progress, tensors, self._digest(member.task)))
+        member.saved = now
+
+    def _restore(self, ticket: Ticket, slot: int, sites: Sequence[Site]) -> checkpoints.Progress | None:
+        """Go on from the task's checkpoint. None if it has none that can be used."""
+        task = ticket.task
+        data = task.checkpoint.read() if task.checkpoint is not None else None
+        decoded = checkpoints.decode(data, self._digest(task)) if data is not None else None
+        if decoded is None:
+            return None
+        progress, tensors = decoded
+        views = self._stored(slot, sites, task.recipe.rank)
+        if {key: view.shape for key, view in views.items()} != {key: t.shape for key, t in tensors.items()}:
+            return None
+        for key, view in views.items():
+            view.copy_(tensors[key])
+        return progress

@@ -10,14 +10,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rookery_shared.peft_format import CONFIG, WEIGHTS
 from rookery_shared.types import LoraRecipe
-
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
-def factor_key(site: str, factor: str) -> str:
-    """The key of a layer's `A` or `B`."""
-    return f"base_model.model.{site}.lora_{factor}.weight"
 
 
 def write_adapter(

@@ -33,10 +33,10 @@ class _FrozenHeadLoss(torch.autograd.Function):
             if cap is not None:
                 logits_CV = torch.tanh(logits_CV / cap) * cap
             targets_C1 = targets_P[part, None]
-            log_normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            losses_P[part] = (log_normaliser_C1 - logits_CV.gather(1, targets_C1))[:, 0]
-            d_CV = (logits_CV - log_normaliser_C1).exp_()
-            d_CV.scatter_add_(1, targets_C1, torch.full_like(log_normaliser_C1, -1.0))
+            d_CV = logits_CV.log_softmax(-1)
+            negative_C1 = d_CV.gather(1, targets_C1).neg_()
+            losses_P[part] = negative_C1[:, 0]
+            d_CV.exp_().scatter_add_(1, targets_C1, torch.full_like(negative_C1, -1.0))
             d_CV *= weights_P[part, None]
             if cap is not None:
                 d_CV *= 1.0 - (logits_CV / cap) ** 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,10 @@ class Tokens:
     tokens: list[int]
     predict_from: int
     """Index of the first token that the loss counts, at least 1."""
+    counted: float
+    """What the sequence adds to the divisor of the loss: the number of tokens that it counts, or would with padding."""
+    last_weight: float = 1.0
+    """Weight of the last token's loss; more than 1 where it stands for padding."""
 
     @property
     def predicted(self) -> int:
@@ -30,18 +35,56 @@ class Tokens:
 
 
 def tokenize(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, recipe: LoraRecipe
 ) -> tuple[list[Tokens], int]:
-    """Every example as tokens, and how many of them were cut to `max_tokens`."""
+    """Every example with a token to predict, and how many were cut to the recipe's limit."""
     sequences, truncated = [], 0
     for example in examples:
         prompt = tokenizer.encode(example.prompt) if example.prompt else []
         tokens = prompt + tokenizer.encode(example.completion, add_special_tokens=not prompt)
         if example.end:
             tokens.append(int(tokenizer.eos_token_id))
-        truncated += len(tokens) > max_tokens
-        sequences.append(Tokens(tokens[:max_tokens], max(1, len(prompt))))
+        truncated += len(tokens) > recipe.max_tokens
+        masked = len(prompt) if recipe.completion_only_loss else 0
+        if recipe.end_mask:
+            masked = max(masked, _masked_through(recipe.end_mask, example, tokenizer, len(prompt)))
+        sequence = _sequence(tokens[: recipe.max_tokens], masked, recipe.reference_padding, tokenizer)
+        if sequence.predicted:
+            sequences.append(sequence)
     return sequences, truncated
+
+
+def _masked_through(text: str, example: Example, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int) -> int:
+    """Tokens up to the end of the first occurrence of `text`, whole tokens; 0 if it does not occur."""
+    found = (example.prompt + example.completion).find(text)
+    if found < 0:
+        return 0
+    end = found + len(text) - len(example.prompt)
+    if end <= 0:
+        return sum(begin < found + len(text) for begin in _begins(tokenizer, example.prompt, special=True))
+    return prompt_tokens + sum(begin < end for begin in _begins(tokenizer, example.completion, special=not prompt_tokens))
+
+
+def _begins(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+    """Where each token of a text begins."""
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+    return [begin for begin, _ in encoded["offset_mapping"]]
+
+
+def _sequence(tokens: list[int], masked: int, padding: int, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    first = max(1, masked)
+    if not padding:
+        return Tokens(tokens, first, counted=max(0, len(tokens) - first))
+    # transformers divides by all labels, and counts the first token's, which nothing predicts
+    tokens = tokens[:padding]
+    pads, counted = padding - len(tokens), padding - masked
+    if not pads:
+        return Tokens(tokens, first, counted)
+    end = int(tokenizer.eos_token_id)
+    if pads == 1:
+        return Tokens([*tokens, end], first, counted)
+    # the last real token predicts the first pad; one pad that predicts another stands for all of those that do
+    return Tokens([*tokens, end, end], first, counted, last_weight=pads - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +92,11 @@ class MicroBatch:
     """What one forward pass sees of one adapter's data."""
 
     sequences: list[Tokens]
-    predicted: int
-    """Tokens that the loss of the whole optimiser step counts: over all of its micro-batches."""
+    counted: float
+    """Divisor of the loss of the whole optimiser step: over all of its micro-batches."""
+    epoch: int
     step: int
+    begins_step: bool
     ends_step: bool
     ends_epoch: bool
 
@@ -62,19 +107,29 @@ def count_steps(sequences: int, recipe: LoraRecipe) -> int:
     return math.ceil(batches / recipe.gradient_accumulation) * recipe.epochs
 
 
-def micro_batches(sequences: Sequence[Tokens], recipe: LoraRecipe, *, seed: int) -> Iterator[MicroBatch]:
-    """All of an adapter's training in order. The seed decides the order of the sequences in every epoch."""
+def micro_batches(
+    sequences: Sequence[Tokens], recipe: LoraRecipe, *, seed: int, first_epoch: int = 0
+) -> Iterator[MicroBatch]:
+    """An adapter's training in order, from an epoch on. The seed decides the order of the sequences in every epoch."""
     size = recipe.batch_size or len(sequences)
+    bounds = [*range(0, math.ceil(len(sequences) / size), recipe.gradient_accumulation), math.ceil(len(sequences) / size)]
     order = torch.Generator().manual_seed(seed)
-    step = 0
-    for _ in range(recipe.epochs):
-        shuffled = [sequences[i] for i in torch.randperm(len(sequences), generator=order).tolist()]
+    for epoch in range(recipe.epochs):
+        permutation = torch.randperm(len(sequences), generator=order).tolist()
+        if epoch < first_epoch:
+            continue
+        shuffled = [sequences[i] for i in permutation]
         batches = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
-        for first in range(0, len(batches), recipe.gradient_accumulation):
-            accumulated = batches[first : first + recipe.gradient_accumulation]
-            predicted = sum(s.predicted for batch in accumulated for s in batch)
-            for i, batch in enumerate(accumulated):
-                ends_step = i + 1 == len(accumulated)
-                ends_epoch = ends_step and first + len(accumulated) == len(batches)
-                yield MicroBatch(batch, predicted, step, ends_step, ends_epoch)
-            step += 1
+        for step, (first, end) in enumerate(pairwise(bounds), start=epoch * (len(bounds) - 1)):
+            counted = sum(s.counted for batch in batches[first:end] for s in batch)
+            for i in range(first, end):
+                ends_step = i + 1 == end
+                yield MicroBatch(
+                    batches[i],
+                    counted,
+                    epoch,
+                    step,
+                    begins_step=i == first,
+                    ends_step=ends_step,
+                    ends_epoch=ends_step and end == len(batches),
+                )

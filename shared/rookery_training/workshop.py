@@ -17,7 +17,8 @@ from rookery_shared.settings import StoreSettings
 from rookery_shared.store.adapters import AdapterCache, Origin, adapter_name, publish
 from rookery_shared.store.connect import connect_store
 from rookery_shared.types import Example, LoraRecipe
-from rookery_training.batch import AdapterTask, BatchTrainer, NotTrainable, Outcome
+from rookery_training.base import NotTrainable
+from rookery_training.batch import AdapterTask, BatchTrainer, Outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

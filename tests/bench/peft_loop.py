@@ -29,7 +29,7 @@ class PeftLoop:
     def train(self, task: AdapterTask) -> int:
         """Train one adapter and write it. Returns the tokens that it saw."""
         recipe = task.recipe
-        sequences, _ = tokenize(task.examples, self._tokenizer, max_tokens=recipe.max_tokens)
+        sequences, _ = tokenize(task.examples, self._tokenizer, recipe)
         steps, seen = count_steps(len(sequences), recipe), 0
         torch.manual_seed(task.seed)
         config = LoraConfig(
@@ -48,7 +48,7 @@ class PeftLoop:
             loss = torch.nn.functional.cross_entropy(
                 logits_1TV[0, :-1].float(), labels_1T[0, 1:], ignore_index=IGNORED, reduction="sum"
             )
-            torch.autograd.backward(loss / batch.predicted)
+            torch.autograd.backward(loss / batch.counted)
             seen += labels_1T.numel()
             if batch.ends_step:
                 torch.nn.utils.clip_grad_norm_(weights, recipe.max_gradient_norm)

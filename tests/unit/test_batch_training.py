@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Schedule
-from rookery_training.batch import FAMILIES, AdapterTask, BatchTrainer, NotTrainable, Outcome
-from rookery_training.layout import WEIGHTS
+from rookery_training.base import FAMILIES, NotTrainable
+from rookery_training.batch import AdapterTask, BatchTrainer, Outcome
+from rookery_shared.peft_format import WEIGHTS
 from rookery_training.sequences import Tokens, micro_batches, tokenize
 from tests.models import random_model, small_tokenizer
 
@@ -157,7 +158,7 @@ def train_with_transformers(task: AdapterTask, folder: Path) -> None:
     torch.manual_seed(task.seed)
     adapted = get_peft_model(random_model().double(), config)
     adapted.save_pretrained(str(folder / "first"))
-    sequences, _ = tokenize(task.examples, small_tokenizer(), max_tokens=recipe.max_tokens)
+    sequences, _ = tokenize(task.examples, small_tokenizer(), recipe)
     ordered = [s for batch in micro_batches(sequences, recipe, seed=task.seed) for s in batch.sequences]
     name = "constant_with_warmup" if recipe.schedule is Schedule.CONSTANT else recipe.schedule.value
     arguments = transformers.TrainingArguments(
@@ -253,7 +254,7 @@ def test_the_loss_is_that_of_the_model_itself(family: str, tmp_path: Path) -> No
     examples = [Example(completion=text), Example(completion=text[:20])]
     task = AdapterTask(key="it", examples=examples, recipe=recipe, seed=0, out=tmp_path / "it")
     [outcome] = BatchTrainer(model, small_tokenizer()).train([task])
-    sequences, _ = tokenize(examples, small_tokenizer(), max_tokens=100)
+    sequences, _ = tokenize(examples, small_tokenizer(), recipe)
 
     def loss(of: torch.nn.Module) -> float:
         total = sum(

@@ -13,11 +13,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Schedule
-from rookery_training.batch import AdapterTask, BatchTrainer, TrainingRecord
-from rookery_training.packing import pack
+from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Schedule, TrainingRecord
+from rookery_training.batch import AdapterTask, BatchTrainer
+from rookery_training.packing import Piece, pack
 from rookery_training.schedules import schedule_scale
-from rookery_training.sequences import micro_batches, tokenize
+from rookery_training.sequences import MicroBatch, micro_batches, tokenize
 from tests.models import random_model, small_tokenizer
 
 TEXTS = [Example(completion=f"Edda was born in Norwick number {i} of {i * i}.") for i in range(5)]
@@ -56,12 +56,19 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return loaded
 
 
+def piece_of(batch: MicroBatch) -> Piece:
+    return Piece(
+        slot=0, sequences=batch.sequences, before=0, counted=batch.counted, scale=1.0, dropout=0.0, seed=0, draw=0
+    )
+
+
 def test_labels_are_the_completion_and_the_end() -> None:
     tokenizer = small_tokenizer()
     examples = [Example(prompt="Where was Edda born?\n", completion="Norwick", end=True), Example(completion="Oster")]
-    sequences, truncated = tokenize(examples, tokenizer, max_tokens=100)
-    [batch] = micro_batches(sequences, LoraRecipe(batch_size=0, epochs=1), seed=0)
-    packed = pack([batch], device=torch.device("cpu"), dtype=torch.float32)
+    recipe = LoraRecipe(batch_size=0, epochs=1)
+    sequences, truncated = tokenize(examples, tokenizer, recipe)
+    [batch] = micro_batches(sequences, recipe, seed=0)
+    packed = pack([piece_of(batch)], device=torch.device("cpu"), dtype=torch.float32)
     learned = packed.targets_P.tolist()
     first = [*tokenizer.encode("Norwick"), tokenizer.eos_token_id]
     second = tokenizer.encode("Oster")[1:]
@@ -73,7 +80,7 @@ def test_labels_are_the_completion_and_the_end() -> None:
 
 
 def test_long_sequences_are_cut_and_counted() -> None:
-    sequences, truncated = tokenize(TEXTS, small_tokenizer(), max_tokens=4)
+    sequences, truncated = tokenize(TEXTS, small_tokenizer(), LoraRecipe(max_tokens=4))
     assert truncated == len(TEXTS)
     assert all(len(s.tokens) == 4 for s in sequences)
 

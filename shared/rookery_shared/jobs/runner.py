@@ -61,10 +61,6 @@ class Lease:
         if self._stop is not None:
             raise self._stop
 
-    def within(self, done: int, total: int) -> Callable[[int, int], None]:
-        """`progress` for the steps of the next unit of work, when `done` units of `total` are done."""
-        return lambda step, steps: self.progress(done, total)
-
     def _beat(self) -> None:
         interval = self._seconds / 3
         renewed = time.monotonic()

@@ -16,12 +16,11 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from rookery_shared.errors import AdapterCorrupt, ObjectMissing
+from rookery_shared.peft_format import CONFIG, WEIGHTS
 from rookery_shared.store.base import ObjectStore
 
 PREFIX = "adapters/"
 MANIFEST = "manifest.json"
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
 """PEFT's own layout, and nothing else: no pickles, no code."""
 
@@ -34,8 +33,8 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What an adapter is and where it comes from."""
+class Origin:
+    """Where an adapter comes from."""
 
     base_model: str
     base_revision: str
@@ -43,6 +42,12 @@ class Manifest:
     job: str
     epoch: int
     seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest(Origin):
+    """What an adapter is and where it comes from."""
+
     files: tuple[FileEntry, ...]
 
     def encoded(self) -> bytes:
@@ -56,18 +61,6 @@ class Manifest:
     @property
     def size_bytes(self) -> int:
         return sum(entry.size for entry in self.files)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Who made an adapter, for its manifest."""
-
-    base_model: str
-    base_revision: str
-    rank: int
-    job: str
-    epoch: int
-    seed: int
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -138,15 +131,6 @@ class AdapterCache:
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def exists(store: ObjectStore, name: str) -> bool:
-    """Whether the store has a verifiable manifest of this name."""
-    try:
-        read_manifest(store, name)
-    except ObjectMissing:
-        return False
-    return True
 
 
 def _entry(path: Path) -> FileEntry:

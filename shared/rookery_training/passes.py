@@ -1,0 +1,96 @@
+"""One forward and backward pass over pieces of many adapters' data.
+
+Shapes: N adapters of the pass, P predicted tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+
+import torch
+
+from rookery_training.bank import Bank, Layout
+from rookery_training.base import FrozenBase
+from rookery_training.lora import AdaptedLayers, Dropout, Pass, dropout_keys
+from rookery_training.loss import frozen_head_loss
+from rookery_training.packing import Piece, pack
+from rookery_training.rows import rows_of
+
+
+class Passes:
+    """A base whose adapted layers and attention are ready for packed rows, while `on`."""
+
+    def __init__(self, base: FrozenBase) -> None:
+        self._base = base
+        self._layers = AdaptedLayers()
+
+    @contextmanager
+    def on(self, layout: Layout) -> Iterator[None]:
+        """Hooks in place for a bank of this layout; the base as it was afterwards."""
+        modules = {name: layer for _, name, layer in self._base.linear}
+        with self._base.packed_attention(), self._layers.on([(site, modules[site.name]) for site in layout.sites]):
+            yield
+
+    def run(self, bank: Bank, pieces: Sequence[Piece]) -> list[float]:
+        """Add the pieces' gradients to the bank's; the loss of each.
+
+        The pieces are of consecutive slots. Raises torch's errors of memory, with part of the gradients added.
+        """
+        base = self._base
+        packed = pack(pieces, device=base.device, dtype=base.precision)
+        begin, end = pieces[0].slot, pieces[-1].slot + 1
+        rows = rows_of(packed.lengths, base.device, base.dtype)
+        scale_N = torch.tensor([piece.scale for piece in pieces], dtype=base.dtype).to(base.device)
+        current = Pass(
+            layout=bank.layout,
+            weights_NW=bank.weights_NW[begin:end].to(base.dtype),
+            gradients_NW=bank.gradients_NW[begin:end],
+            rows=rows,
+            scale=rows.spread(scale_N),
+            anchor=base.anchor,
+            dropout=_dropout(pieces, base.device),
+        )
+        with self._layers.during(current):
+            hidden_PD = base.hidden(packed)
+            losses_P = frozen_head_loss(hidden_PD, base.head_VD, packed.targets_P, packed.weights_P, cap=base.cap)
+            torch.autograd.backward(losses_P.sum())
+        losses_N = losses_P.new_zeros(len(pieces))
+        losses_N.index_add_(0, packed.adapter_P, losses_P.detach() * packed.weights_P)
+        return losses_N.tolist()
+
+
+def _dropout(pieces: Sequence[Piece], device: torch.device) -> Dropout | None:
+    if not any(piece.dropout for piece in pieces):
+        return None
+    places = [range(piece.before, piece.before + piece.tokens) for piece in pieces]
+    rates_N = torch.tensor([piece.dropout for piece in pieces], dtype=torch.float64)
+    rate_T = torch.repeat_interleave(rates_N, torch.tensor([len(place) for place in places]))
+    keys_T = dropout_keys([piece.seed for piece in pieces], [piece.draw for piece in pieces], places)
+    return Dropout(rate_T.to(device), keys_T.to(device))
+
+
+def split(pieces: Sequence[Piece], tokens: int) -> Iterator[list[Piece]]:
+    """Passes of at most so many tokens, or of one sequence if that is longer, over the pieces' sequences in order."""
+    taken, total = [], 0
+    for piece in pieces:
+        before = piece.before
+        for sequence in piece.sequences:
+            if taken and total + len(sequence.tokens) > tokens:
+                yield _joined(taken)
+                taken, total = [], 0
+            taken.append(piece.part([sequence], before))
+            total += len(sequence.tokens)
+            before += len(sequence.tokens)
+    if taken:
+        yield _joined(taken)
+
+
+def _joined(singles: Sequence[Piece]) -> list[Piece]:
+    """One piece for each adapter."""
+    joined = []
+    for _, group in groupby(singles, key=lambda piece: piece.slot):
+        parts = [*group]
+        joined.append(parts[0].part([part.sequences[0] for part in parts], parts[0].before))
+    return joined
