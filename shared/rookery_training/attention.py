@@ -50,43 +50,41 @@ def packed_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Returns [1, T, H, D], as transformers wants it."""
-    q_THD, k_TKD, v_TKD = (x[0].transpose(0, 1) for x in (query_1HTD, key_1KTD, value_1KTD))
-    if HAS_VARLEN and softcap is None and q_THD.is_cuda and q_THD.dtype.itemsize == 2:
-        return _varlen(q_THD, k_TKD, v_TKD, packed_sequences, scaling=scaling, window=sliding_window)[None], None
-    blocks = zip(*(_Pad.apply(x, packed_sequences) for x in (q_THD, k_TKD, v_TKD)), strict=True)  # type: ignore[no-untyped-call]
-    attended = [
-        _attend(*(x.transpose(1, 2) for x in block), scaling=scaling, window=sliding_window, softcap=softcap)
-        for block in blocks
-    ]
-    o_THD: Tensor = _Unpad.apply(packed_sequences, *(o_SHLD.transpose(1, 2) for o_SHLD in attended))  # type: ignore[no-untyped-call]
-    return o_THD[None], None
+    q_HTD, k_KTD, v_KTD = query_1HTD[0], key_1KTD[0], value_1KTD[0]
+    if HAS_VARLEN and softcap is None and q_HTD.is_cuda and q_HTD.dtype.itemsize == 2:
+        parts = (x.transpose(0, 1) for x in (q_HTD, k_KTD, v_KTD))
+        return _varlen(*parts, packed_sequences, scaling=scaling, window=sliding_window)[None], None
+    blocks = zip(*(_Pad.apply(x, packed_sequences) for x in (q_HTD, k_KTD, v_KTD)), strict=True)  # type: ignore[no-untyped-call]
+    attended = [_attend(*block, scaling=scaling, window=sliding_window, softcap=softcap) for block in blocks]
+    o_HTD: Tensor = _Unpad.apply(packed_sequences, *attended)  # type: ignore[no-untyped-call]
+    return o_HTD.transpose(0, 1)[None], None
 
 
 class _Pad(torch.autograd.Function):
     """Rows as blocks. Nothing flows back from padding: no row looks at it, and what it makes itself is thrown away."""
 
     @staticmethod
-    def forward(ctx: Any, rows_THD: Tensor, sequences: Buckets) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, rows_HTD: Tensor, sequences: Buckets) -> tuple[Tensor, ...]:
         ctx.sequences = sequences
-        return tuple(sequences.pad(rows_THD))
+        return tuple(sequences.pad(rows_HTD, dim=1))
 
     @staticmethod
-    def backward(ctx: Any, *gradients_SLHD: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.sequences.unpad(gradients_SLHD), None
+    def backward(ctx: Any, *gradients_HSLD: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.sequences.unpad(gradients_HSLD, dim=1), None
 
 
 class _Unpad(torch.autograd.Function):
     """Blocks as rows."""
 
     @staticmethod
-    def forward(ctx: Any, sequences: Buckets, *blocks_SLHD: Tensor) -> Tensor:
+    def forward(ctx: Any, sequences: Buckets, *blocks_HSLD: Tensor) -> Tensor:
         ctx.sequences = sequences
-        return sequences.unpad(blocks_SLHD)
+        return sequences.unpad(blocks_HSLD, dim=1)
 
     @staticmethod
-    def backward(ctx: Any, gradient_THD: Tensor) -> tuple[Tensor | None, ...]:
-        blocks = zip(ctx.sequences.pad(gradient_THD), ctx.sequences.blocks, strict=True)
-        return None, *(gradient_SLHD.mul_(block.real_GL[:, :, None, None]) for gradient_SLHD, block in blocks)
+    def backward(ctx: Any, gradient_HTD: Tensor) -> tuple[Tensor | None, ...]:
+        blocks = zip(ctx.sequences.pad(gradient_HTD, dim=1), ctx.sequences.blocks, strict=True)
+        return None, *(gradient_HSLD.mul_(block.real_GL[:, :, None]) for gradient_HSLD, block in blocks)
 
 
 def _varlen(
@@ -110,18 +108,22 @@ def _varlen(
 
 
 def _attend(
-    q_SHLD: Tensor, k_SKLD: Tensor, v_SKLD: Tensor, *, scaling: float | None, window: int | None, softcap: float | None
+    q_HSLD: Tensor, k_KSLD: Tensor, v_KSLD: Tensor, *, scaling: float | None, window: int | None, softcap: float | None
 ) -> Tensor:
-    """Causal attention in one block [S, H, L, D]."""
-    width, shared = q_SHLD.shape[2], q_SHLD.shape[1] != k_SKLD.shape[1]
+    """Causal attention in one block [H, S, L, D]."""
+    width = q_HSLD.shape[2]
     if window is not None and window >= width:
         window = None
-    if softcap is not None or (q_SHLD.device.type == "cpu" and width <= PLAIN_ON_CPU):
-        return _plain(q_SHLD, k_SKLD, v_SKLD, scaling=scaling, window=window, softcap=softcap)
-    if window is None:
-        return scaled_dot_product_attention(q_SHLD, k_SKLD, v_SKLD, is_causal=True, scale=scaling, enable_gqa=shared)
-    hidden_LL = _hidden(width, window, q_SHLD.device)
-    return scaled_dot_product_attention(q_SHLD, k_SKLD, v_SKLD, ~hidden_LL, scale=scaling, enable_gqa=shared)
+    if softcap is not None or (q_HSLD.device.type == "cpu" and width <= PLAIN_ON_CPU):
+        return _plain(q_HSLD, k_KSLD, v_KSLD, scaling=scaling, window=window, softcap=softcap)
+    attended_SHLD = scaled_dot_product_attention(
+        *(x.transpose(0, 1) for x in (q_HSLD, k_KSLD, v_KSLD)),
+        attn_mask=None if window is None else ~_hidden(width, window, q_HSLD.device),
+        is_causal=window is None,
+        scale=scaling,
+        enable_gqa=q_HSLD.shape[0] != k_KSLD.shape[0],
+    )
+    return attended_SHLD.transpose(0, 1)
 
 
 def _hidden(width: int, window: int | None, device: torch.device) -> Tensor:
@@ -133,25 +135,25 @@ def _hidden(width: int, window: int | None, device: torch.device) -> Tensor:
 
 
 def _plain(
-    q_SHLD: Tensor, k_SKLD: Tensor, v_SKLD: Tensor, *, scaling: float | None, window: int | None, softcap: float | None
+    q_HSLD: Tensor, k_KSLD: Tensor, v_KSLD: Tensor, *, scaling: float | None, window: int | None, softcap: float | None
 ) -> Tensor:
     """The definition, with scores in at least float32."""
-    sequences, heads, width, size = q_SHLD.shape
-    groups = heads // k_SKLD.shape[1]
-    k_SHLD, v_SHLD = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k_SKLD, v_SKLD))
-    q_BLD, k_BLD, v_BLD = (x.reshape(-1, width, size) for x in (q_SHLD, k_SHLD, v_SHLD))
-    precision = torch.promote_types(q_SHLD.dtype, torch.float32)
-    hidden_LL = _hidden(width, window, q_SHLD.device)
-    mask_LL = torch.zeros(width, width, dtype=precision, device=q_SHLD.device).masked_fill_(hidden_LL, float("-inf"))
+    heads, _, width, size = q_HSLD.shape
+    groups = heads // k_KSLD.shape[0]
+    k_HSLD, v_HSLD = (x.repeat_interleave(groups, dim=0) if groups > 1 else x for x in (k_KSLD, v_KSLD))
+    q_BLD, k_BLD, v_BLD = (x.flatten(0, 1) for x in (q_HSLD, k_HSLD, v_HSLD))
+    precision = torch.promote_types(q_BLD.dtype, torch.float32)
+    hidden_LL = _hidden(width, window, q_BLD.device)
+    mask_LL = torch.zeros(width, width, dtype=precision, device=q_BLD.device).masked_fill_(hidden_LL, float("-inf"))
     scale = size**-0.5 if scaling is None else scaling
-    if softcap is None and precision is q_SHLD.dtype:
+    if softcap is None and precision is q_BLD.dtype:
         scores_BLL = torch.baddbmm(mask_LL, q_BLD, k_BLD.mT, alpha=scale)
     else:
         scores_BLL = torch.bmm(q_BLD, k_BLD.mT).to(precision) * scale
         if softcap is not None:
             scores_BLL = torch.tanh(scores_BLL / softcap) * softcap
         scores_BLL = scores_BLL + mask_LL
-    return torch.bmm(scores_BLL.softmax(-1).to(v_BLD.dtype), v_BLD).view(sequences, heads, width, size)
+    return torch.bmm(scores_BLL.softmax(-1).to(v_BLD.dtype), v_BLD).view_as(q_HSLD)
 
 
 AttentionInterface.register(NAME, packed_attention)

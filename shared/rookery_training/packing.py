@@ -67,15 +67,13 @@ class Buckets:
         bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         return cls(lengths, blocks, cell_of_row.to(device), bounds.to(device))
 
-    def pad(self, rows_TD: Tensor) -> list[Tensor]:
-        """A tensor [G, L, D] for each block."""
-        return [
-            rows_TD.index_select(0, block.rows).view(-1, block.width, *rows_TD.shape[1:]) for block in self.blocks
-        ]
+    def pad(self, rows: Tensor, *, dim: int = 0) -> list[Tensor]:
+        """A tensor for each block, with groups and their rows [..., G, L, ...] where `rows` has T."""
+        return [rows.index_select(dim, block.rows).unflatten(dim, (-1, block.width)) for block in self.blocks]
 
-    def unpad(self, blocks_GLD: Sequence[Tensor]) -> Tensor:
-        """[T, D]"""
-        return torch.cat([block.flatten(0, 1) for block in blocks_GLD]).index_select(0, self.cell_of_row)
+    def unpad(self, blocks: Sequence[Tensor], *, dim: int = 0) -> Tensor:
+        """The inverse: T where the blocks have groups and rows."""
+        return torch.cat([block.flatten(dim, dim + 1) for block in blocks], dim).index_select(dim, self.cell_of_row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
