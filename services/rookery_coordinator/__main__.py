@@ -45,7 +45,6 @@ def _work() -> None:
         service="coordinator-worker",
         queues=(generate_queue(), evaluate_queue()),
         runner="rookery_coordinator.worker:build_runner",
-        pool="threads",
         concurrency=settings.worker_concurrency,
     )
 

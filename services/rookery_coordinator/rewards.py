@@ -6,11 +6,12 @@ the same tie exactly, and ties go to the one written first.
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from rookery_shared.types import Example
 
 REFERENCE_DECIMALS = 4
 """The reference rounds each trial's accuracy to this many decimals before it takes means."""
@@ -67,6 +68,6 @@ def random_of(texts: Sequence[str], rng: random.Random) -> int | None:
     return rng.choice(written) if written else None
 
 
-def sft_row(*, prompt: str, text: str) -> str:
-    """A line of the reference's SFT file: JSON with its default separators and characters unescaped."""
-    return json.dumps({"prompt": prompt, "completion": text.strip()}, ensure_ascii=False)
+def sft_example(*, prompt: str, text: str) -> Example:
+    """What a kept self-edit teaches the teacher: itself, without white space around it, under its prompt."""
+    return Example(prompt=prompt, completion=text.strip(), end=True)

@@ -26,6 +26,7 @@ from rookery_coordinator.identifiers import derive_seed, new_id, policy_name, re
 from rookery_coordinator.policies import adopt_if_better, next_version
 from rookery_coordinator.tables import Adaptation, Adapter, Context, Job, Kept, Policy, Round, Run, SelfEdit, Trial
 from rookery_coordinator.types import (
+    ENDED_TRIAL_STATES,
     OPEN_JOB_STATES,
     Failure,
     JobKind,
@@ -44,9 +45,9 @@ from rookery_coordinator.works import (
     to_context,
 )
 from rookery_shared.domains import find_domain
-from rookery_shared.errors import NoQuestions
+from rookery_shared.errors import NoQuestions, TrainingFailed
 from rookery_shared.jobs.queues import evaluate_queue, generate_queue, improve_queue, train_queue
-from rookery_shared.types import Example, Question
+from rookery_shared.types import Example, Question, TrainingRecord
 
 T = TypeVar("T")
 
@@ -78,21 +79,10 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingRecord:
-    """How an adapter came about."""
-
-    losses: Sequence[float]
-    tokens: int
-    seconds: float
-    weight_change: float
-    truncated: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedAdapter:
     name: str
     size_bytes: int
-    record: TrainingRecord
+    training: TrainingRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,12 +274,20 @@ def _enqueue_trials(session: Session, work: Work, round_: Round, kind: JobKind, 
     leases.enqueue(session, new)
 
 
-def apply_trained(session: Session, job: Job, adapters: Mapping[str, TrainedAdapter]) -> None:
-    """Register the adapters of a train job's trials and have them evaluated."""
+def apply_trained(
+    session: Session, job: Job, adapters: Mapping[str, TrainedAdapter], failures: Mapping[str, str]
+) -> None:
+    """Register the adapters of a train job's trials and have them evaluated; a trial may have failed instead."""
     work, round_ = _work_of(session, job)
     student, rank = find_profile(session, work.student), plan_of(work).student_recipe.rank
+    made: list[str] = []
     for trial_id in job.scope:
-        trial, trained = session.get_one(Trial, trial_id), adapters[trial_id]
+        trial = session.get_one(Trial, trial_id)
+        if trial_id in failures:
+            trial.state, trial.failure = TrialState.FAILED, failures[trial_id]
+            tell(session, work.name, f"round {round_.position}: a trial failed: {trial.failure}")
+            continue
+        trained = adapters[trial_id]
         adapter = session.get(Adapter, trained.name)  # two equal self-edits in one job make one adapter
         adapter = adapter or Adapter(
             name=trained.name,
@@ -300,13 +298,15 @@ def apply_trained(session: Session, job: Job, adapters: Mapping[str, TrainedAdap
             rank=rank,
             size_bytes=trained.size_bytes,
             recipe=trial.recipe,
-            training=asdict(trained.record),
+            training=asdict(trained.training),
             self_edit=trial.self_edit,
         )
         session.add(adapter)
         _set_trained(trial, adapter)
+        made.append(trial_id)
     session.flush()
-    _enqueue_trials(session, work, round_, JobKind.EVALUATE, job.scope)
+    if made:
+        _enqueue_trials(session, work, round_, JobKind.EVALUATE, made)
 
 
 def apply_evaluated(
@@ -327,9 +327,9 @@ def apply_evaluated(
             "questions": [asdict(q) for q in item.questions],
         }
     session.flush()
-    scored = select(func.count()).where(Trial.round == round_.id, Trial.state == TrialState.SCORED)
+    ended = select(func.count()).where(Trial.round == round_.id, Trial.state.in_(ENDED_TRIAL_STATES))
     total = select(func.count()).where(Trial.round == round_.id)
-    message = f"round {round_.position}: {session.scalar(scored)} of {session.scalar(total)} trials scored"
+    message = f"round {round_.position}: {session.scalar(ended)} of {session.scalar(total)} trials done"
     tell(session, work.name, message)
 
 
@@ -346,7 +346,7 @@ def apply_improved(session: Session, job: Job, trained: TrainedAdapter) -> None:
             base_model=teacher.source,
             rank=rank,
             size_bytes=trained.size_bytes,
-            training=asdict(trained.record),
+            training=asdict(trained.training),
         )
     )
     version = next_version(session, teacher)
@@ -383,10 +383,22 @@ def _settle(session: Session, work: Work, round_: Round) -> None:
     is_open = select(func.count()).where(Job.round == round_.id, Job.state.in_(OPEN_JOB_STATES))
     if round_.state is not State.RUNNING or session.scalar(is_open):
         return
+    failure = _failure_of_all(session, round_)
+    if failure is not None:
+        end_work(session, work, State.FAILED, failure)
+        return
     if round_.purpose in (Purpose.TRAIN, Purpose.CONTROL) and round_.next_policy is None:
         _improve(session, work, round_)
     if round_.purpose not in (Purpose.TRAIN, Purpose.CONTROL) or round_.next_policy is not None:
         _succeed(session, work, round_)
+
+
+def _failure_of_all(session: Session, round_: Round) -> Failure | None:
+    """Why a round has measured nothing, if it has trials and all of them failed."""
+    trials = session.execute(select(Trial.state, Trial.failure).where(Trial.round == round_.id)).all()
+    if not trials or any(state is not TrialState.FAILED for state, _ in trials):
+        return None
+    return Failure(reason=TrainingFailed.reason, message=f"no adapter could be trained: {trials[0].failure}")
 
 
 def _improve(session: Session, work: Work, round_: Round) -> None:
@@ -419,18 +431,26 @@ def _select(session: Session, work: Work, round_: Round) -> list[str]:
             chosen = rewards.random_of([row.text for row in written], rng)
         else:
             keep = plan.keep_without_gain  # type: ignore[union-attr]  # only runs train a teacher
-            chosen = rewards.keep_of([_candidate(session, row) for row in written], keep_without_gain=keep)
+            candidates = _candidates(session, written)
+            place = rewards.keep_of([*candidates.values()], keep_without_gain=keep)
+            chosen = None if place is None else [*candidates][place]
         if chosen is not None:
             kept.append(written[chosen].id)
     return kept
 
 
-def _candidate(session: Session, self_edit: SelfEdit) -> rewards.Candidate:
-    trials = session.scalars(select(Trial).where(Trial.self_edit == self_edit.id).order_by(Trial.position)).all()
-    scores = [trial.score_after for trial in trials if trial.score_after is not None]
-    baselines = [trial.score_before for trial in trials if trial.score_before is not None]
-    assert len(scores) == len(baselines) == len(trials), "a round is settled when all of its trials are scored"
-    return rewards.Candidate(text=self_edit.text, scores=scores, baseline=rewards.trial_score(baselines))
+def _candidates(session: Session, self_edits: Sequence[SelfEdit]) -> dict[int, rewards.Candidate]:
+    """Those of the self-edits with a scored trial, by their place in the sequence."""
+    candidates: dict[int, rewards.Candidate] = {}
+    for place, self_edit in enumerate(self_edits):
+        trials = session.scalars(select(Trial).where(Trial.self_edit == self_edit.id).order_by(Trial.position)).all()
+        assert all(trial.state in ENDED_TRIAL_STATES for trial in trials), "rounds are settled when all trials have"
+        scores = [trial.score_after for trial in trials if trial.score_after is not None]
+        baselines = [trial.score_before for trial in trials if trial.score_before is not None]
+        if scores:
+            baseline = rewards.trial_score(baselines)
+            candidates[place] = rewards.Candidate(text=self_edit.text, scores=scores, baseline=baseline)
+    return candidates
 
 
 def sft_examples(session: Session, round_: Round) -> list[Example]:
@@ -442,7 +462,7 @@ def sft_examples(session: Session, round_: Round) -> list[Example]:
         .where(Kept.round == round_.id)
         .order_by(Context.position)
     )
-    return [Example(prompt=row.prompt, completion=row.text.strip(), end=True) for row in session.scalars(query)]
+    return [rewards.sft_example(prompt=row.prompt, text=row.text) for row in session.scalars(query)]
 
 
 def starting_adapter(session: Session, work: Work, round_: Round) -> str | None:
@@ -465,8 +485,10 @@ def _succeed(session: Session, work: Work, round_: Round) -> None:
 def _choose_adapter(session: Session, work: Adaptation, round_: Round) -> None:
     """The best self-edit by its mean reward, then the best of its trials; the first of ties."""
     written = session.scalars(select(SelfEdit).where(SelfEdit.round == round_.id).order_by(SelfEdit.position)).all()
-    best = written[rewards.best_of([_candidate(session, row) for row in written])]
-    trials = session.scalars(select(Trial).where(Trial.self_edit == best.id).order_by(Trial.position)).all()
+    candidates = _candidates(session, written)
+    best = written[[*candidates][rewards.best_of([*candidates.values()])]]
+    query = select(Trial).where(Trial.self_edit == best.id, Trial.state == TrialState.SCORED).order_by(Trial.position)
+    trials = session.scalars(query).all()
     chosen = max(trials, key=lambda trial: (trial.score_after, -trial.position))
     work.trial = chosen.id
     audit(session, "adapter chosen", work.name, adapter=chosen.adapter, self_edit=best.id)

@@ -164,7 +164,9 @@ class Trial(Base):
     state: Mapped[TrialState] = mapped_column(_stored(TrialState))
     adapter: Mapped[str | None]
     training: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    """Loss curve, tokens, seconds, weight change."""
+    """The adapter's TrainingRecord."""
+    failure: Mapped[str | None] = mapped_column(Text)
+    """Why there is no adapter."""
     score_before: Mapped[float | None]
     """Mean over the questions of the paying grader, for the base model."""
     score_after: Mapped[float | None]

@@ -76,6 +76,11 @@ class TrialState(StrEnum):
     PLANNED = "planned"
     TRAINED = "trained"
     SCORED = "scored"
+    FAILED = "failed"
+    """Its adapter could not be trained; no score counts it."""
+
+
+ENDED_TRIAL_STATES = (TrialState.SCORED, TrialState.FAILED)
 
 
 class Role(StrEnum):

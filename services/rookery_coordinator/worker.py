@@ -21,6 +21,7 @@ from rookery_shared.domains import find_domain
 from rookery_shared.jobs.runner import JobRunner, Lease
 from rookery_shared.jobs.worker import connect_runner
 from rookery_shared.types import Question
+from rookery_shared.wire import questions_to_proto
 
 STREAM_SECONDS = 3600.0
 """Longest that a teacher or an evaluator may take over one job."""
@@ -133,7 +134,7 @@ def _read_questions(domain: str, texts: list[str]) -> list[context_pb2.Question]
     for text in texts:
         for question in find_domain(domain).read_questions(text):
             found.setdefault(question.question, question)
-    return [context_pb2.Question(question=q.question, answer=q.answer) for q in found.values()]
+    return questions_to_proto(found.values())
 
 
 def _evaluated(trial: str, score: evaluator_service_pb2.ScoreResponse) -> pb.Evaluated.Item:

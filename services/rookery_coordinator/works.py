@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 from sqlalchemy import select
@@ -13,11 +13,12 @@ from sqlalchemy.orm import Session
 from rookery_coordinator import tables
 from rookery_coordinator.types import AdaptationPlan, Limits, Role, RunPlan
 from rookery_shared.errors import UnknownProfile, UnknownResource
-from rookery_shared.types import Context, Question
+from rookery_shared.types import Context, Question, TrainingRecord
 
 _RUN_PLAN = TypeAdapter(RunPlan)
 _ADAPTATION_PLAN = TypeAdapter(AdaptationPlan)
 _LIMITS = TypeAdapter(Limits)
+_TRAINING = TypeAdapter(TrainingRecord)
 
 Work = tables.Run | tables.Adaptation
 Plan = RunPlan | AdaptationPlan
@@ -67,6 +68,11 @@ def find_profile(session: Session, name: str, *, role: Role | None = None) -> ta
 
 def limits_of(profile: tables.Profile) -> Limits:
     return _LIMITS.validate_python(profile.limits)
+
+
+def to_training(stored: dict[str, Any]) -> TrainingRecord:
+    """As a row of an adapter or a trial has it."""
+    return _TRAINING.validate_python(stored)
 
 
 def policy_adapter(session: Session, profile: str, version: int) -> str | None:

@@ -17,8 +17,7 @@ def main() -> None:
         service="student",
         queues=(train_queue(settings.profile),),
         runner="rookery_student.worker:build_runner",
-        pool="prefork",
-        concurrency=1,
+        concurrency=settings.jobs_at_once,
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from rookery_shared.settings import ModelServiceSettings
+from rookery_shared.settings import TrainerSettings
 
 
-class StudentSettings(ModelServiceSettings):
+class StudentSettings(TrainerSettings):
     """The student's worker."""
+
+    jobs_at_once: int = 4
+    """Jobs that share its batch. More keep it full while small jobs come and go; fewer leave more to other students."""

@@ -1,4 +1,4 @@
-"""The student: trains the adapters of train jobs, all trials of a job together."""
+"""The student: trains the adapters of train jobs, those of several jobs together."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ def build_runner() -> JobRunner:
     """Called in the worker process, which loads the model at its first job."""
     settings = StudentSettings()  # type: ignore[call-arg]  # its fields come from the environment
     log.configure(service="student", level=settings.log_level, style=settings.log_format)
-    student = Student(Workshop(settings, torch_threads=settings.torch_threads))
-    return connect_runner(settings, {"train": student.train})
+    return connect_runner(settings, {"train": Student(Workshop(settings)).train})
 
 
 class Student:
@@ -25,15 +24,16 @@ class Student:
         self._workshop = workshop
 
     def train(self, claim: pb.ClaimResponse, lease: Lease) -> pb.CompleteRequest:
+        """An adapter of each trial, or the reason why there is none."""
         work = claim.train
         orders = [
             Order(key=trial.id, examples=examples_from_proto(trial.examples), seed=trial.seed) for trial in work.trials
         ]
         recipe = recipe_from_proto(work.recipe, default=LoraRecipe(), field="recipe")
-        result = pb.CompleteRequest()
-        made = self._workshop.make(
-            work.student, orders, recipe, job=lease.job, epoch=lease.epoch, on_tick=lease.progress
-        )
-        for key, trained in made:
-            result.trained.adapters[key].CopyFrom(trained)
+        result = pb.CompleteRequest(trained=pb.Trained())
+        for made in self._workshop.make(lease, work.student, orders, recipe):
+            if made.adapter is None:
+                result.trained.failures[made.key] = made.failure
+            else:
+                result.trained.adapters[made.key].CopyFrom(made.adapter)
         return result

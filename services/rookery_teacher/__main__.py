@@ -30,7 +30,6 @@ def main() -> None:
             service="trainer",
             queues=(improve_queue(settings.profile),),
             runner="rookery_teacher.trainer:build_runner",
-            pool="prefork",
             concurrency=1,
         )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rookery_shared.settings import ModelServiceSettings
+from rookery_shared.settings import TrainerSettings
 
 
-class TeacherSettings(ModelServiceSettings):
+class TeacherSettings(TrainerSettings):
     """The teacher's server, and its trainer."""
 
     address: str = "0.0.0.0:7072"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rookery.internal.v1 import job_service_pb2 as pb
 from rookery_shared import log
+from rookery_shared.errors import TrainingFailed
 from rookery_shared.jobs.runner import JobRunner, Lease
 from rookery_shared.jobs.worker import connect_runner
 from rookery_shared.types import LoraRecipe
@@ -16,8 +17,7 @@ def build_runner() -> JobRunner:
     """Called in the worker process, which loads the model at its first job."""
     settings = TeacherSettings()  # type: ignore[call-arg]  # its fields come from the environment
     log.configure(service="trainer", level=settings.log_level, style=settings.log_format)
-    trainer = Trainer(Workshop(settings, torch_threads=settings.torch_threads))
-    return connect_runner(settings, {"improve": trainer.improve})
+    return connect_runner(settings, {"improve": Trainer(Workshop(settings)).improve})
 
 
 class Trainer:
@@ -25,10 +25,11 @@ class Trainer:
         self._workshop = workshop
 
     def improve(self, claim: pb.ClaimResponse, lease: Lease) -> pb.CompleteRequest:
+        """The next policy. Raises TrainingFailed."""
         work = claim.improve
         order = Order(key=lease.job, examples=examples_from_proto(work.examples), seed=work.seed, start=work.adapter)
         recipe = recipe_from_proto(work.recipe, default=LoraRecipe(), field="recipe")
-        [(_, trained)] = self._workshop.make(
-            work.teacher, [order], recipe, job=lease.job, epoch=lease.epoch, on_tick=lease.progress
-        )
-        return pb.CompleteRequest(improved=pb.Improved(adapter=trained))
+        [made] = self._workshop.make(lease, work.teacher, [order], recipe)
+        if made.adapter is None:
+            raise TrainingFailed(made.failure)
+        return pb.CompleteRequest(improved=pb.Improved(adapter=made.adapter))

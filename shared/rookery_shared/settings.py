@@ -50,3 +50,14 @@ class ModelServiceSettings(ServiceSettings, StoreSettings):
     """The profile that it serves, `profiles/{profile}`."""
     torch_threads: int = 0
     """CPU threads for torch; 0 leaves its default."""
+
+
+class TrainerSettings(ModelServiceSettings):
+    """What a process that trains adapters needs."""
+
+    adapters_at_once: int = 32
+    """Most adapters in one batch; fewer if memory is not enough."""
+    training_memory_bytes: int = 0
+    """What training may take beside the base model; 0 takes 0.9 of what a GPU has free, or half of what a host has."""
+    checkpoint_seconds: float = 30.0
+    """Least time between two checkpoints of an adapter. They are written at the end of an epoch."""

@@ -28,7 +28,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One text to train on: its prompt, if it has one, and what follows. A recipe says which of them the loss counts."""
+    """One text to train on: its prompt, if it has one, and what follows. A recipe says which of it the loss counts."""
 
     completion: str
     prompt: str = ""

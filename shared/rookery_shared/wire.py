@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 from rookery.internal.v1 import job_service_pb2
-from rookery.v1 import context_pb2, recipe_pb2
+from rookery.v1 import adapter_service_pb2, context_pb2, recipe_pb2
 from rookery_shared.errors import InvalidField
-from rookery_shared.types import ALL_LINEAR, Context, Example, LoraRecipe, Question, Sampling, Schedule
+from rookery_shared.types import (
+    ALL_LINEAR,
+    Context,
+    Example,
+    LoraRecipe,
+    Question,
+    Sampling,
+    Schedule,
+    TrainingRecord,
+)
 
 _SCHEDULES = {
     recipe_pb2.SCHEDULE_LINEAR: Schedule.LINEAR,
@@ -21,7 +31,7 @@ def context_from_proto(message: context_pb2.Context) -> Context:
     return Context(
         title=message.title,
         passage=message.passage,
-        questions=tuple(Question(question=q.question, answer=q.answer) for q in message.questions),
+        questions=tuple(questions_from_proto(message.questions)),
     )
 
 
@@ -29,7 +39,7 @@ def context_to_proto(context: Context) -> context_pb2.Context:
     return context_pb2.Context(
         title=context.title,
         passage=context.passage,
-        questions=[context_pb2.Question(question=q.question, answer=q.answer) for q in context.questions],
+        questions=questions_to_proto(context.questions),
     )
 
 
@@ -74,6 +84,11 @@ def recipe_from_proto(message: recipe_pb2.LoraRecipe, *, default: LoraRecipe, fi
         ),
         max_gradient_norm=message.max_gradient_norm if chosen("max_gradient_norm") else default.max_gradient_norm,
         weight_decay=message.weight_decay if chosen("weight_decay") else default.weight_decay,
+        completion_only_loss=(
+            message.completion_only_loss if chosen("completion_only_loss") else default.completion_only_loss
+        ),
+        end_mask=message.end_mask if chosen("end_mask") else default.end_mask,
+        reference_padding=message.reference_padding if chosen("reference_padding") else default.reference_padding,
     )
     _require(recipe.rank >= 1, f"{field}.rank", "at least 1")
     _require(recipe.alpha >= 1, f"{field}.alpha", "at least 1")
@@ -83,6 +98,7 @@ def recipe_from_proto(message: recipe_pb2.LoraRecipe, *, default: LoraRecipe, fi
     _require(recipe.gradient_accumulation >= 1, f"{field}.gradient_accumulation", "at least 1")
     _require(recipe.max_gradient_norm >= 0, f"{field}.max_gradient_norm", "at least 0")
     _require(recipe.weight_decay >= 0, f"{field}.weight_decay", "at least 0")
+    _require(recipe.reference_padding <= 65_536, f"{field}.reference_padding", "at most 65,536")
     alone = ALL_LINEAR not in recipe.targets or recipe.targets == (ALL_LINEAR,)
     _require(alone, f"{field}.targets", f"layer names, or {ALL_LINEAR!r} alone")
     return recipe
@@ -102,7 +118,34 @@ def recipe_to_proto(recipe: LoraRecipe) -> recipe_pb2.LoraRecipe:
         gradient_accumulation=recipe.gradient_accumulation,
         max_gradient_norm=recipe.max_gradient_norm,
         weight_decay=recipe.weight_decay,
+        completion_only_loss=recipe.completion_only_loss,
+        end_mask=recipe.end_mask,
+        reference_padding=recipe.reference_padding,
     )
+
+
+def training_from_proto(message: adapter_service_pb2.Training) -> TrainingRecord:
+    return TrainingRecord(
+        losses=tuple(message.losses),
+        tokens=message.tokens,
+        truncated=message.truncated,
+        seconds=message.seconds,
+        weight_change=message.weight_change,
+        peak_memory_bytes=message.peak_memory_bytes,
+        seed=message.seed,
+    )
+
+
+def training_to_proto(record: TrainingRecord) -> adapter_service_pb2.Training:
+    return adapter_service_pb2.Training(**asdict(record))
+
+
+def questions_from_proto(messages: Iterable[context_pb2.Question]) -> list[Question]:
+    return [Question(question=m.question, answer=m.answer) for m in messages]
+
+
+def questions_to_proto(questions: Iterable[Question]) -> list[context_pb2.Question]:
+    return [context_pb2.Question(question=q.question, answer=q.answer) for q in questions]
 
 
 def examples_to_proto(examples: Iterable[Example]) -> list[job_service_pb2.Example]:

@@ -12,6 +12,7 @@ Shapes: H query heads, K key heads, T tokens, S sequences, L tokens of the longe
 from __future__ import annotations
 
 import inspect
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,13 +23,12 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from rookery_training.packing import Buckets
 
-try:
+HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
+"""Whether this torch has the variable-length kernel, with all that is asked of it."""
+if HAS_VARLEN:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
-    varlen_attn = None
-_VARLEN_OPTIONS = {"scale", "window_size", "enable_gqa"}
-HAS_VARLEN = varlen_attn is not None and {*inspect.signature(varlen_attn).parameters} >= _VARLEN_OPTIONS
-"""Whether this torch's kernel has all that is asked of it."""
+
+    HAS_VARLEN = {*inspect.signature(varlen_attn).parameters} >= {"scale", "window_size", "enable_gqa"}
 
 NAME = "rookery_packed"
 PLAIN_ON_CPU = 192
@@ -52,8 +52,7 @@ def packed_attention(
     """Returns [1, T, H, D], as transformers wants it."""
     q_HTD, k_KTD, v_KTD = query_1HTD[0], key_1KTD[0], value_1KTD[0]
     if HAS_VARLEN and softcap is None and q_HTD.is_cuda and q_HTD.dtype.itemsize == 2:
-        parts = (x.transpose(0, 1) for x in (q_HTD, k_KTD, v_KTD))
-        return _varlen(*parts, packed_sequences, scaling=scaling, window=sliding_window)[None], None
+        return _varlen(q_HTD, k_KTD, v_KTD, packed_sequences, scaling=scaling, window=sliding_window)[None], None
     blocks = zip(*(_Pad.apply(x, packed_sequences) for x in (q_HTD, k_KTD, v_KTD)), strict=True)  # type: ignore[no-untyped-call]
     attended = [_attend(*block, scaling=scaling, window=sliding_window, softcap=softcap) for block in blocks]
     o_HTD: Tensor = _Unpad.apply(packed_sequences, *attended)  # type: ignore[no-untyped-call]
@@ -88,22 +87,23 @@ class _Unpad(torch.autograd.Function):
 
 
 def _varlen(
-    q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, sequences: Buckets, *, scaling: float | None, window: int | None
+    q_HTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, sequences: Buckets, *, scaling: float | None, window: int | None
 ) -> Tensor:
     """[T, H, D]"""
     longest = max(sequences.lengths)
-    attended_THD: Tensor = varlen_attn(
-        q_THD,
-        k_TKD,
-        v_TKD,
+    attended_THD = varlen_attn(
+        q_HTD.transpose(0, 1),
+        k_KTD.transpose(0, 1),
+        v_KTD.transpose(0, 1),
         sequences.bounds,
         sequences.bounds,
         longest,
         longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=q_THD.shape[1] != k_TKD.shape[1],
+        enable_gqa=q_HTD.shape[0] != k_KTD.shape[0],
     )
+    assert isinstance(attended_THD, Tensor)
     return attended_THD
 
 
@@ -117,7 +117,9 @@ def _attend(
     if softcap is not None or (q_HSLD.device.type == "cpu" and width <= PLAIN_ON_CPU):
         return _plain(q_HSLD, k_KSLD, v_KSLD, scaling=scaling, window=window, softcap=softcap)
     attended_SHLD = scaled_dot_product_attention(
-        *(x.transpose(0, 1) for x in (q_HSLD, k_KSLD, v_KSLD)),
+        q_HSLD.transpose(0, 1),
+        k_KSLD.transpose(0, 1),
+        v_KSLD.transpose(0, 1),
         attn_mask=None if window is None else ~_hidden(width, window, q_HSLD.device),
         is_causal=window is None,
         scale=scaling,

@@ -67,7 +67,7 @@ class FrozenBase:
         if on:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         else:
-            self.model.gradient_checkpointing_disable()
+            self.model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]  # transformers
         for module in self.model.modules():  # transformers looks at the block's mode; what is in it stays in evaluation
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = on

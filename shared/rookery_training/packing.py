@@ -69,7 +69,8 @@ class Buckets:
 
     def pad(self, rows: Tensor, *, dim: int = 0) -> list[Tensor]:
         """A tensor for each block, with groups and their rows [..., G, L, ...] where `rows` has T."""
-        return [rows.index_select(dim, block.rows).unflatten(dim, (-1, block.width)) for block in self.blocks]
+        before, after = rows.shape[:dim], rows.shape[dim + 1 :]
+        return [rows.index_select(dim, block.rows).view(*before, -1, block.width, *after) for block in self.blocks]
 
     def unpad(self, blocks: Sequence[Tensor], *, dim: int = 0) -> Tensor:
         """The inverse: T where the blocks have groups and rows."""

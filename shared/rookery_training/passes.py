@@ -73,7 +73,8 @@ def _dropout(pieces: Sequence[Piece], device: torch.device) -> Dropout | None:
 
 def split(pieces: Sequence[Piece], tokens: int) -> Iterator[list[Piece]]:
     """Passes of at most so many tokens, or of one sequence if that is longer, over the pieces' sequences in order."""
-    taken, total = [], 0
+    taken: list[Piece] = []
+    total = 0
     for piece in pieces:
         before = piece.before
         for sequence in piece.sequences:

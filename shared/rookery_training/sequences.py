@@ -62,7 +62,8 @@ def _masked_through(text: str, example: Example, tokenizer: PreTrainedTokenizerB
     end = found + len(text) - len(example.prompt)
     if end <= 0:
         return sum(begin < found + len(text) for begin in _begins(tokenizer, example.prompt, special=True))
-    return prompt_tokens + sum(begin < end for begin in _begins(tokenizer, example.completion, special=not prompt_tokens))
+    begins = _begins(tokenizer, example.completion, special=not prompt_tokens)
+    return prompt_tokens + sum(begin < end for begin in begins)
 
 
 def _begins(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
@@ -112,7 +113,8 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """An adapter's training in order, from an epoch on. The seed decides the order of the sequences in every epoch."""
     size = recipe.batch_size or len(sequences)
-    bounds = [*range(0, math.ceil(len(sequences) / size), recipe.gradient_accumulation), math.ceil(len(sequences) / size)]
+    count = math.ceil(len(sequences) / size)
+    bounds = [*range(0, count, recipe.gradient_accumulation), count]
     order = torch.Generator().manual_seed(seed)
     for epoch in range(recipe.epochs):
         permutation = torch.randperm(len(sequences), generator=order).tolist()

@@ -1,9 +1,14 @@
-"""Trains the adapters of a job and puts them into the store. Shared by the student and the teacher's trainer."""
+"""Trains the adapters of jobs and puts them into the store. Shared by the student and the teacher's trainer.
+
+An attempt at a job that dies leaves behind, in the store, what came of it so far: the adapters that were finished and a
+checkpoint of each that was not. The next attempt goes on from there, on whatever machine.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +17,21 @@ import torch
 from rookery.internal.v1 import job_service_pb2 as pb
 from rookery.v1 import model_service_pb2
 from rookery_engines.models import ModelSource, load_model
-from rookery_shared.errors import ModelNotLoadable, TrainingFailed
-from rookery_shared.settings import StoreSettings
+from rookery_shared.errors import ModelNotLoadable, ObjectMissing
+from rookery_shared.jobs.runner import Lease
+from rookery_shared.log import get_logger
+from rookery_shared.settings import TrainerSettings
 from rookery_shared.store.adapters import AdapterCache, Origin, adapter_name, publish
+from rookery_shared.store.base import ObjectStore
 from rookery_shared.store.connect import connect_store
 from rookery_shared.types import Example, LoraRecipe
+from rookery_shared.wire import training_to_proto
 from rookery_training.base import NotTrainable
 from rookery_training.batch import AdapterTask, BatchTrainer, Outcome
+from rookery_training.loop import TrainingLoop
+
+UNFINISHED = "unfinished/"
+"""Where jobs that have not ended keep what they have, by job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,80 +45,150 @@ class Order:
     """Name of an adapter to go on from."""
 
 
-class Workshop:
-    """One base model at a time, loaded when a job first needs it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What came of an order: an adapter in the store, or the reason why there is none."""
 
-    def __init__(self, settings: StoreSettings, *, torch_threads: int) -> None:
-        if torch_threads:
-            torch.set_num_threads(torch_threads)
+    key: str
+    adapter: pb.TrainedAdapter | None = None
+    failure: str = ""
+
+
+class Workshop:
+    """One base model at a time, loaded when a job first needs it, and all jobs' adapters in one batch."""
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        if settings.torch_threads:
+            torch.set_num_threads(settings.torch_threads)
+        self._settings = settings
         self._store = connect_store(settings)
         self._cache = AdapterCache(self._store, settings.cache_folder)
-        self._source: ModelSource | None = None
-        self._trainer: BatchTrainer | None = None
+        self._loop: TrainingLoop[ModelSource] = TrainingLoop(self._load)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
 
     def make(
-        self,
-        profile: model_service_pb2.Profile,
-        orders: Sequence[Order],
-        recipe: LoraRecipe,
-        *,
-        job: str,
-        epoch: int,
-        on_tick: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Iterator[tuple[str, pb.TrainedAdapter]]:
-        """Train adapters of the profile's model together; each, with its key, as soon as it is published.
+        self, lease: Lease, profile: model_service_pb2.Profile, orders: Sequence[Order], recipe: LoraRecipe
+    ) -> Iterator[Made]:
+        """Train adapters of the profile's model for a job, together with those of other jobs; each when it is stored.
 
-        Raises TrainingFailed, ModelNotLoadable, and what `on_tick` raises.
+        Raises ModelNotLoadable, and what the lease raises for a job that must stop.
         """
-        trainer = self._trainer_for(profile)
+        bench = _Bench(self._store, lease.job, self._writer)
+        lease.when_over(bench.clear)
+        finished = {order.key: made for order in orders if (made := bench.finished(order.key)) is not None}
+        yield from finished.values()
+        source = ModelSource(source=profile.model.source, revision=profile.model.revision, dtype=profile.dtype)
         seeds = {order.key: order.seed for order in orders}
         with tempfile.TemporaryDirectory(prefix="rookery-train-") as folder:
-            tasks = [
-                AdapterTask(
+            tasks = {
+                order.key: AdapterTask(
                     key=order.key,
                     examples=order.examples,
                     recipe=recipe,
                     seed=order.seed,
                     out=Path(folder) / str(i),
                     start=self._cache.fetch(order.start)[0] if order.start else None,
+                    checkpoint=bench.checkpoint(order.key),
                 )
                 for i, order in enumerate(orders)
-            ]
-            folders = {task.key: task.out for task in tasks}
-            for outcome in trainer.train(tasks, on_tick=on_tick):
+                if order.key not in finished
+            }
+            for outcome in self._loop.train(source, [*tasks.values()], on_tick=lease.progress):
                 if outcome.failure:
-                    raise TrainingFailed(outcome.failure)
+                    yield Made(key=outcome.key, failure=outcome.failure)
+                    continue
                 origin = Origin(
                     base_model=profile.model.source,
                     base_revision=profile.model.revision,
                     rank=recipe.rank,
-                    job=job,
-                    epoch=epoch,
+                    job=lease.job,
+                    epoch=lease.epoch,
                     seed=seeds[outcome.key],
                 )
-                manifest = publish(self._store, folders[outcome.key], origin)
-                yield outcome.key, _to_proto(adapter_name(manifest.digest), manifest.size_bytes, outcome)
+                made = self._publish(outcome, tasks[outcome.key].out, origin)
+                bench.finish(made)
+                yield made
 
-    def _trainer_for(self, profile: model_service_pb2.Profile) -> BatchTrainer:
-        source = ModelSource(source=profile.model.source, revision=profile.model.revision, dtype=profile.dtype)
-        if self._trainer is None or source != self._source:
-            self._trainer = None  # let go of the old model before the new one is loaded
-            try:
-                self._trainer = BatchTrainer(*load_model(source))
-            except NotTrainable as error:
-                raise ModelNotLoadable(str(error), source=source.source) from error
-            self._source = source
-        return self._trainer
+    def _publish(self, outcome: Outcome, folder: Path, origin: Origin) -> Made:
+        manifest = publish(self._store, folder, origin)
+        adapter = pb.TrainedAdapter(
+            adapter=adapter_name(manifest.digest),
+            size_bytes=manifest.size_bytes,
+            training=training_to_proto(outcome.record),
+        )
+        return Made(key=outcome.key, adapter=adapter)
+
+    def _load(self, source: ModelSource) -> BatchTrainer:
+        try:
+            return BatchTrainer(
+                *load_model(source),
+                slots=self._settings.adapters_at_once,
+                memory_bytes=self._settings.training_memory_bytes,
+                checkpoint_seconds=self._settings.checkpoint_seconds,
+            )
+        except NotTrainable as error:
+            raise ModelNotLoadable(str(error), source=source.source) from error
 
 
-def _to_proto(name: str, size_bytes: int, outcome: Outcome) -> pb.TrainedAdapter:
-    record = outcome.record
-    return pb.TrainedAdapter(
-        adapter=name,
-        size_bytes=size_bytes,
-        losses=record.losses,
-        tokens=record.tokens,
-        seconds=record.seconds,
-        weight_change=record.weight_change,
-        truncated=record.truncated,
-    )
+class _Bench:
+    """What a job has so far, in the store."""
+
+    def __init__(self, store: ObjectStore, job: str, writer: ThreadPoolExecutor) -> None:
+        self._store, self._writer = store, writer
+        self._prefix = f"{UNFINISHED}{job}/"
+        self._writing: dict[str, Future[None]] = {}
+
+    def finished(self, key: str) -> Made | None:
+        """The adapter that an earlier attempt stored."""
+        try:
+            return Made(key=key, adapter=pb.TrainedAdapter.FromString(self._store.read(self._finished_key(key))))
+        except ObjectMissing:
+            return None
+
+    def finish(self, made: Made) -> None:
+        assert made.adapter is not None
+        self._store.write(self._finished_key(made.key), made.adapter.SerializeToString())
+
+    def checkpoint(self, key: str) -> _StoredCheckpoint:
+        return _StoredCheckpoint(self, f"{self._prefix}{key}.safetensors")
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            return self._store.read(key)
+        except ObjectMissing:
+            return None
+
+    def write(self, key: str, data: bytes) -> None:
+        """In the background; skipped while the last one of the same key is still under way."""
+        last = self._writing.get(key)
+        if last is None or last.done():
+            self._writing[key] = self._writer.submit(self._write, key, data)
+
+    def clear(self) -> None:
+        """Remove everything: the job has ended."""
+        for writing in self._writing.values():
+            writing.result()
+        for key in [*self._store.keys(self._prefix)]:
+            self._store.remove(key)
+
+    def _finished_key(self, key: str) -> str:
+        return f"{self._prefix}{key}.finished"
+
+    def _write(self, key: str, data: bytes) -> None:
+        try:
+            self._store.write(key, data)
+        except Exception as error:  # training goes on without
+            get_logger().warning("checkpoint not written", key=key, error=f"{type(error).__name__}: {error}")
+
+
+class _StoredCheckpoint:
+    """One adapter's checkpoint in the store."""
+
+    def __init__(self, bench: _Bench, key: str) -> None:
+        self._bench, self._key = bench, key
+
+    def read(self) -> bytes | None:
+        return self._bench.read(self._key)
+
+    def write(self, data: bytes) -> None:
+        self._bench.write(self._key, data)

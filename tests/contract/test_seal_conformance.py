@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from rookery.datasets import load_dataset
-from rookery_coordinator.rewards import REFERENCE_DECIMALS, Candidate, keep_of, sft_row, trial_score
+from rookery_coordinator.rewards import REFERENCE_DECIMALS, Candidate, keep_of, sft_example, trial_score
 from rookery_shared.domains.knowledge import Knowledge, training_sequences
-from rookery_shared.types import Context
+from rookery_shared.types import Context, Example
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,11 @@ def as_candidate(completion: dict[str, Any]) -> Candidate:
     return Candidate(text=completion["text"], scores=after, baseline=statistics.mean(before))
 
 
+def sft_line(example: Example) -> str:
+    """As the reference writes it: JSON with its default separators and characters unescaped."""
+    return json.dumps({"prompt": example.prompt, "completion": example.completion}, ensure_ascii=False)
+
+
 def test_rewards_equal_the_published_ones_to_the_bit(ranking: list[dict[str, Any]]) -> None:
     completions = [completion for article in ranking for completion in article["completions"]]
     assert len(completions) == 250
@@ -53,7 +58,7 @@ def test_selection_gives_the_published_sft_file_byte_for_byte(ranking: list[dict
         candidates = [as_candidate(completion) for completion in article["completions"]]
         kept = keep_of(candidates, keep_without_gain=True)
         if kept is not None:
-            rows.append(sft_row(prompt=article["prompt"], text=candidates[kept].text))
+            rows.append(sft_line(sft_example(prompt=article["prompt"], text=candidates[kept].text)))
     published = (seal_data / "knowledge" / "sft_best1of5_iter0.jsonl").read_bytes()
     assert ("\n".join(rows) + "\n").encode() == published
 

@@ -66,6 +66,36 @@ def test_a_run_goes_through_all_of_its_rounds(database: Database, workers: Worke
     assert count(database, Outbox) == 0
 
 
+def test_trials_that_fail_count_in_nothing_and_stop_nothing(database: Database, workers: Workers) -> None:
+    """The best self-edit of a context by its worth fails with one seed of two; another's fails with both."""
+    workers.fails = lambda context, self_edit, seed: context.title == "context 0" and self_edit + seed >= 2
+    name = make_run(database)
+    workers.run_all()
+    failed = count(database, Trial, Trial.state == TrialState.FAILED)
+    assert failed == count(database, Trial, Trial.failure == "no luck") == 2 + 1, "both seeds of one, one of another"
+    with database.read() as session:
+        assert find_run(session, name).state is State.SUCCEEDED
+        kept = (
+            select(SelfEdit.position)
+            .join(Kept, Kept.self_edit == SelfEdit.id)
+            .join(Context, Context.id == SelfEdit.context)
+            .join(Round, Round.id == Kept.round)
+            .where(Round.purpose == Purpose.TRAIN, Context.title == "context 0")
+        )
+        assert session.scalars(kept).all() == [1], "the best of those with a score"
+
+
+def test_an_adaptation_without_any_adapter_fails_and_says_why(database: Database, workers: Workers) -> None:
+    workers.fails = lambda context, self_edit, seed: True
+    name = make_adaptation(database)
+    workers.run_all()
+    with database.read() as session:
+        work = find_work(session, name)
+        assert work.state is State.FAILED
+        assert work.failure_reason == "TRAINING_FAILED"
+        assert work.failure_message == "no adapter could be trained: no luck"
+
+
 def test_policies_form_two_lines(database: Database, workers: Workers) -> None:
     name = make_run(database)
     workers.run_all()

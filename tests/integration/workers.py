@@ -17,7 +17,7 @@ from rookery_coordinator.database import Database
 from rookery_coordinator.tables import Context, Job, Outbox, Round, SelfEdit, Trial
 from rookery_coordinator.types import JobKind
 from rookery_coordinator.works import find_work
-from rookery_shared.types import Question
+from rookery_shared.types import Question, TrainingRecord
 
 LEASE = 30.0
 Worth = Callable[[Round, Context, int], float]
@@ -33,6 +33,8 @@ class Workers:
 
     database: Database
     worth: Worth = no_worth
+    fails: Callable[[Context, int, int], bool] = lambda context, self_edit, seed: False
+    """Whether a trial's training fails, by its context and the positions of its self-edit and its seed."""
     questions: tuple[Question, ...] = ()
     done: list[tuple[str, JobKind]] = field(default_factory=list)
 
@@ -78,7 +80,9 @@ class Workers:
             case JobKind.GENERATE:
                 rounds.apply_generated(session, job, [self._written(session, job, c) for c in job.scope])
             case JobKind.TRAIN:
-                rounds.apply_trained(session, job, {trial: _adapter(job, trial) for trial in job.scope})
+                adapters = {trial: _adapter(job, trial) for trial in job.scope}
+                failures = {trial: "no luck" for trial in job.scope if self._fails(session, trial)}
+                rounds.apply_trained(session, job, adapters, failures)
             case JobKind.EVALUATE:
                 items = [self._evaluated(session, trial) for trial in job.scope]
                 rounds.apply_evaluated(session, job, items, base_model="m", graders=["exact/1"])
@@ -86,6 +90,11 @@ class Workers:
                 rounds.apply_improved(session, job, _adapter(job, "policy"))
             case JobKind.ACTIVATE:
                 pass
+
+    def _fails(self, session: Session, trial_id: str) -> bool:
+        trial = session.get_one(Trial, trial_id)
+        self_edit = session.get_one(SelfEdit, trial.self_edit)
+        return self.fails(session.get_one(Context, self_edit.context), self_edit.position, trial.position)
 
     def _written(self, session: Session, job: Job, context_id: str) -> rounds.Written:
         work, round_ = find_work(session, job.parent), session.get_one(Round, job.round)
@@ -123,5 +132,5 @@ class Workers:
 
 def _adapter(job: Job, what: str) -> rounds.TrainedAdapter:
     digest = hashlib.sha256(f"{job.id}/{job.epoch}/{what}".encode()).hexdigest()
-    record = rounds.TrainingRecord(losses=[1.0, 0.5], tokens=10, seconds=0.1, weight_change=1.0, truncated=0)
-    return rounds.TrainedAdapter(name=f"adapters/{digest}", size_bytes=100, record=record)
+    record = TrainingRecord(losses=(1.0, 0.5), tokens=10, seconds=0.1, weight_change=1.0)
+    return rounds.TrainedAdapter(name=f"adapters/{digest}", size_bytes=100, training=record)

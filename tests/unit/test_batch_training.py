@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rookery_shared.peft_format import WEIGHTS
 from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Schedule
 from rookery_training.base import FAMILIES, NotTrainable
 from rookery_training.batch import AdapterTask, BatchTrainer, Outcome
-from rookery_shared.peft_format import WEIGHTS
 from rookery_training.sequences import Tokens, micro_batches, tokenize
 from tests.models import random_model, small_tokenizer
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from rookery_coordinator.rewards import Candidate, best_of, keep_of, random_of, sft_row, trial_score
+from rookery_coordinator.rewards import Candidate, best_of, keep_of, random_of, sft_example, trial_score
+from rookery_shared.types import Example
 
 
 def candidate(*scores: float, text: str = "x", baseline: float = 0.0) -> Candidate:
@@ -46,5 +47,5 @@ def test_a_trial_scores_the_mean_of_its_grades() -> None:
     assert trial_score([1.0, 0.0, 0.0], decimals=4) == 0.3333
 
 
-def test_sft_rows_are_written_as_the_reference_writes_them() -> None:
-    assert sft_row(prompt='a "b"\n', text=" ü \n") == '{"prompt": "a \\"b\\"\\n", "completion": "ü"}'
+def test_the_teacher_learns_a_self_edit_without_the_white_space_around_it() -> None:
+    assert sft_example(prompt="a\n", text=" ü \n") == Example(prompt="a\n", completion="ü", end=True)

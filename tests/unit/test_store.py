@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rookery_shared.errors import AdapterCorrupt, ObjectMissing
-from rookery_shared.store.adapters import CONFIG, WEIGHTS, AdapterCache, Origin, adapter_name, publish, read_manifest
+from rookery_shared.peft_format import CONFIG, WEIGHTS
+from rookery_shared.store.adapters import AdapterCache, Origin, adapter_name, publish, read_manifest
 from rookery_shared.store.local import LocalStore
 
 ORIGIN = Origin(base_model="base", base_revision="main", rank=8, job="j", epoch=1, seed=7)

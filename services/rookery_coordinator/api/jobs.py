@@ -16,7 +16,7 @@ from rookery_coordinator.tables import Job
 from rookery_coordinator.types import Failure
 from rookery_shared.errors import InvalidField
 from rookery_shared.rpc.server import RpcContext
-from rookery_shared.types import Question
+from rookery_shared.wire import questions_from_proto, training_from_proto
 
 
 class JobApi(JobServiceServicer):
@@ -84,7 +84,8 @@ def _apply_for(request: pb.CompleteRequest) -> outcomes.Apply:
             return lambda session, job: rounds.apply_generated(session, job, written)
         case "trained":
             adapters = {trial: _trained(message) for trial, message in request.trained.adapters.items()}
-            return lambda session, job: rounds.apply_trained(session, job, adapters)
+            failures = dict(request.trained.failures)
+            return lambda session, job: rounds.apply_trained(session, job, adapters, failures)
         case "evaluated":
             items = [_evaluated(item) for item in request.evaluated.items]
             base_model, graders = request.evaluated.base_model, list(request.evaluated.graders)
@@ -117,7 +118,7 @@ def _written(item: pb.Generated.Item) -> rounds.Written:
             )
             for s in item.self_edits
         ],
-        questions=[Question(question=q.question, answer=q.answer) for q in item.questions],
+        questions=questions_from_proto(item.questions),
     )
 
 
@@ -125,13 +126,7 @@ def _trained(message: pb.TrainedAdapter) -> rounds.TrainedAdapter:
     return rounds.TrainedAdapter(
         name=message.adapter,
         size_bytes=message.size_bytes,
-        record=rounds.TrainingRecord(
-            losses=tuple(message.losses),
-            tokens=message.tokens,
-            seconds=message.seconds,
-            weight_change=message.weight_change,
-            truncated=message.truncated,
-        ),
+        training=training_from_proto(message.training),
     )
 
 

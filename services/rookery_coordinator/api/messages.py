@@ -20,9 +20,18 @@ from rookery.v1 import (
 from rookery_coordinator import aliases, report, tables
 from rookery_coordinator.database import now
 from rookery_coordinator.identifiers import policy_name
-from rookery_coordinator.types import AdaptationPlan, Purpose, Reward, Role, RunPlan, State, TrialState
-from rookery_coordinator.works import Work, limits_of, plan_of
-from rookery_shared.wire import recipe_to_proto, sampling_to_proto
+from rookery_coordinator.types import (
+    ENDED_TRIAL_STATES,
+    AdaptationPlan,
+    Purpose,
+    Reward,
+    Role,
+    RunPlan,
+    State,
+    TrialState,
+)
+from rookery_coordinator.works import Work, limits_of, plan_of, to_training
+from rookery_shared.wire import recipe_to_proto, sampling_to_proto, training_to_proto
 
 ROLES = {Role.TEACHER: model_service_pb2.ROLE_TEACHER, Role.STUDENT: model_service_pb2.ROLE_STUDENT}
 GRADERS = {
@@ -102,6 +111,7 @@ def adapter_message(session: Session, adapter: tables.Adapter) -> adapter_servic
         gain=measurement_message(aliases.adapter_gain(session, adapter)),
         aliases=aliases.aliases_of(session, adapter),
         create_time=timestamp(adapter.create_time),
+        training=training_to_proto(to_training(adapter.training)),
     )
 
 
@@ -114,14 +124,20 @@ def progress_message(session: Session, work: Work) -> measurement_pb2.Progress:
     """Trials done of all that the plan will make, and the time left at the rate so far."""
     rounds = session.scalars(select(tables.Round).where(tables.Round.parent == work.name)).all()
     total = sum(r.contexts * r.self_edits * r.seeds for r in rounds)
-    scored = (
-        select(func.count())
-        .select_from(tables.Trial)
+    query = (
+        select(tables.Trial.state, func.count())
         .join(tables.Round, tables.Round.id == tables.Trial.round)
-        .where(tables.Round.parent == work.name, tables.Trial.state == TrialState.SCORED)
+        .where(tables.Round.parent == work.name)
+        .group_by(tables.Trial.state)
     )
-    done = session.scalar(scored) or 0
-    progress = measurement_pb2.Progress(trials_done=done, trials_total=total, stage=_stage(session, work))
+    counts = dict(session.execute(query).tuples().all())
+    done = sum(counts.get(state, 0) for state in ENDED_TRIAL_STATES)
+    progress = measurement_pb2.Progress(
+        trials_done=done,
+        trials_failed=counts.get(TrialState.FAILED, 0),
+        trials_total=total,
+        stage=_stage(session, work),
+    )
     if done and work.state is State.RUNNING:
         elapsed = (session.scalar(select(now())) or 0.0) - work.create_time
         progress.eta.CopyFrom(Duration(seconds=int(elapsed / done * (total - done))))
@@ -209,7 +225,8 @@ def _round_message(session: Session, run: tables.Run, round_: tables.Round) -> r
         state=_STATES[round_.state],
         contexts=round_.contexts,
         self_edits=count(tables.SelfEdit),
-        trials_done=count(tables.Trial, tables.Trial.state == TrialState.SCORED),
+        trials_done=count(tables.Trial, tables.Trial.state.in_(ENDED_TRIAL_STATES)),
+        trials_failed=count(tables.Trial, tables.Trial.state == TrialState.FAILED),
         trials_total=count(tables.Trial),
         kept=count(tables.Kept),
         gain=measurement_message(report.round_gain(session, round_.id)),

@@ -35,6 +35,7 @@ class Adapter(_message.Message):
     GAIN_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Identifier. `adapters/{sha256}`."""
     profile: _builtins.str
@@ -61,6 +62,10 @@ class Adapter(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
 
+    @_builtins.property
+    def training(self) -> Global___Training:
+        """Output only. How it was trained."""
+
     def __init__(
         self,
         *,
@@ -73,14 +78,63 @@ class Adapter(_message.Message):
         gain: _measurement_pb2.Measurement | None = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        training: Global___Training | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gain", b"gain"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gain", b"gain", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "create_time", b"create_time", "gain", b"gain", "name", b"name", "parent", b"parent", "profile", b"profile", "rank", b"rank", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base_model", b"base_model", "create_time", b"create_time", "gain", b"gain", "name", b"name", "parent", b"parent", "profile", b"profile", "rank", b"rank", "size_bytes", b"size_bytes", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+
+@_typing.final
+class Training(_message.Message):
+    """What happened while an adapter was trained."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOSSES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    WEIGHT_CHANGE_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Output only. Tokens trained on, over all epochs."""
+    truncated: _builtins.int
+    """Output only. Sequences that were cut at the recipe's limit."""
+    seconds: _builtins.float
+    """Output only. From its first pass to its last, in whatever company."""
+    weight_change: _builtins.float
+    """Output only. Frobenius norm of the change of the weights."""
+    peak_memory_bytes: _builtins.int
+    """Output only. The most memory that its device had held by then, in whatever company."""
+    seed: _builtins.int
+    """Output only. What decided its first weights and the order of its sequences."""
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Output only. Mean loss of each optimiser step, in nats per predicted token."""
+
+    def __init__(
+        self,
+        *,
+        losses: _abc.Iterable[_builtins.float] | None = ...,
+        tokens: _builtins.int = ...,
+        truncated: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        weight_change: _builtins.float = ...,
+        peak_memory_bytes: _builtins.int = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["losses", b"losses", "peak_memory_bytes", b"peak_memory_bytes", "seconds", b"seconds", "seed", b"seed", "tokens", b"tokens", "truncated", b"truncated", "weight_change", b"weight_change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Training: _TypeAlias = Training  # noqa: Y015
 
 @_typing.final
 class Alias(_message.Message):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crookery/v1/measurement.proto\x12\nrookery.v1\x1a\x1egoogle/protobuf/duration.proto\"L\n\x0bMeasurement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04mean\x18\x02 \x01(\x01\x12\x16\n\x0estandard_error\x18\x03 \x01(\x01\x12\t\n\x01n\x18\x04 \x01(\r\"x\n\nComparison\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\x12\x17\n\x0fmean_difference\x18\x03 \x01(\x01\x12\x16\n\x0estandard_error\x18\x04 \x01(\x01\x12\x0f\n\x07p_value\x18\x05 \x01(\x01\x12\t\n\x01n\x18\x06 \x01(\r\"l\n\x08Progress\x12\x13\n\x0btrials_done\x18\x01 \x01(\r\x12\x14\n\x0ctrials_total\x18\x02 \x01(\r\x12\r\n\x05stage\x18\x03 \x01(\t\x12&\n\x03\x65ta\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"r\n\x06\x41nswer\x12\x10\n\x08question\x18\x01 \x01(\t\x12\x0c\n\x04gold\x18\x02 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x03 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\t\x12\x14\n\x0cscore_before\x18\x05 \x01(\x01\x12\x13\n\x0bscore_after\x18\x06 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crookery/v1/measurement.proto\x12\nrookery.v1\x1a\x1egoogle/protobuf/duration.proto\"L\n\x0bMeasurement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04mean\x18\x02 \x01(\x01\x12\x16\n\x0estandard_error\x18\x03 \x01(\x01\x12\t\n\x01n\x18\x04 \x01(\r\"x\n\nComparison\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\x12\x17\n\x0fmean_difference\x18\x03 \x01(\x01\x12\x16\n\x0estandard_error\x18\x04 \x01(\x01\x12\x0f\n\x07p_value\x18\x05 \x01(\x01\x12\t\n\x01n\x18\x06 \x01(\r\"\x83\x01\n\x08Progress\x12\x13\n\x0btrials_done\x18\x01 \x01(\r\x12\x14\n\x0ctrials_total\x18\x02 \x01(\r\x12\r\n\x05stage\x18\x03 \x01(\t\x12&\n\x03\x65ta\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rtrials_failed\x18\x05 \x01(\r\"r\n\x06\x41nswer\x12\x10\n\x08question\x18\x01 \x01(\t\x12\x0c\n\x04gold\x18\x02 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x03 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\t\x12\x14\n\x0cscore_before\x18\x05 \x01(\x01\x12\x13\n\x0bscore_after\x18\x06 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEASUREMENT']._serialized_end=152
   _globals['_COMPARISON']._serialized_start=154
   _globals['_COMPARISON']._serialized_end=274
-  _globals['_PROGRESS']._serialized_start=276
-  _globals['_PROGRESS']._serialized_end=384
-  _globals['_ANSWER']._serialized_start=386
-  _globals['_ANSWER']._serialized_end=500
+  _globals['_PROGRESS']._serialized_start=277
+  _globals['_PROGRESS']._serialized_end=408
+  _globals['_ANSWER']._serialized_start=410
+  _globals['_ANSWER']._serialized_end=524
 # @@protoc_insertion_point(module_scope)

@@ -103,12 +103,15 @@ class Progress(_message.Message):
     TRIALS_TOTAL_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
     ETA_FIELD_NUMBER: _builtins.int
+    TRIALS_FAILED_FIELD_NUMBER: _builtins.int
     trials_done: _builtins.int
     """Output only. Trials that have ended."""
     trials_total: _builtins.int
     """Output only. Trials that there will be."""
     stage: _builtins.str
     """Output only. What is going on, in a few words."""
+    trials_failed: _builtins.int
+    """Output only. Those of `trials_done` whose adapter could not be trained. They count in no score."""
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
         """Output only. Estimated time to the end, from the rate so far. Unset while there is no rate yet."""
@@ -120,10 +123,11 @@ class Progress(_message.Message):
         trials_total: _builtins.int = ...,
         stage: _builtins.str = ...,
         eta: _duration_pb2.Duration | None = ...,
+        trials_failed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "stage", b"stage", "trials_done", b"trials_done", "trials_total", b"trials_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "stage", b"stage", "trials_done", b"trials_done", "trials_failed", b"trials_failed", "trials_total", b"trials_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

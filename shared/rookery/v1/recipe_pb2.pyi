@@ -138,6 +138,9 @@ class LoraRecipe(_message.Message):
     GRADIENT_ACCUMULATION_FIELD_NUMBER: _builtins.int
     MAX_GRADIENT_NORM_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    COMPLETION_ONLY_LOSS_FIELD_NUMBER: _builtins.int
+    END_MASK_FIELD_NUMBER: _builtins.int
+    REFERENCE_PADDING_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Optional. Rank of the update. At most the `max_lora_rank` of the profile."""
     alpha: _builtins.int
@@ -160,6 +163,15 @@ class LoraRecipe(_message.Message):
     """Optional. Gradients are clipped to this norm; 0 does not clip. Default 1."""
     weight_decay: _builtins.float
     """Optional. AdamW's decoupled weight decay. Default 0."""
+    completion_only_loss: _builtins.bool
+    """Optional. Leave the prompt's tokens out of the loss. Default true."""
+    end_mask: _builtins.str
+    """Optional. Leave everything out of the loss up to the end of this text's first occurrence. Default empty: nothing."""
+    reference_padding: _builtins.int
+    """Optional. Train as SEAL's code does on sequences padded to this many tokens, 2,048 there, without computing the
+    padding: the end-of-text token is a target after every sequence, and losses are means over the padded length.
+    Range [0, 65,536]; default 0, which does not.
+    """
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. Names of linear layers such as "q_proj", or the one word "all-linear"."""
@@ -179,17 +191,24 @@ class LoraRecipe(_message.Message):
         gradient_accumulation: _builtins.int | None = ...,
         max_gradient_norm: _builtins.float | None = ...,
         weight_decay: _builtins.float | None = ...,
+        completion_only_loss: _builtins.bool | None = ...,
+        end_mask: _builtins.str | None = ...,
+        reference_padding: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_dropout", b"_dropout", "_epochs", b"_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_rank", b"_rank", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "rank", b"rank", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_completion_only_loss", b"_completion_only_loss", "_dropout", b"_dropout", "_end_mask", b"_end_mask", "_epochs", b"_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_rank", b"_rank", "_reference_padding", b"_reference_padding", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "completion_only_loss", b"completion_only_loss", "dropout", b"dropout", "end_mask", b"end_mask", "epochs", b"epochs", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "rank", b"rank", "reference_padding", b"reference_padding", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_dropout", b"_dropout", "_epochs", b"_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_rank", b"_rank", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "dropout", b"dropout", "epochs", b"epochs", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "rank", b"rank", "schedule", b"schedule", "targets", b"targets", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_completion_only_loss", b"_completion_only_loss", "_dropout", b"_dropout", "_end_mask", b"_end_mask", "_epochs", b"_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_rank", b"_rank", "_reference_padding", b"_reference_padding", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "completion_only_loss", b"completion_only_loss", "dropout", b"dropout", "end_mask", b"end_mask", "epochs", b"epochs", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "rank", b"rank", "reference_padding", b"reference_padding", "schedule", b"schedule", "targets", b"targets", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
+    _WhichOneofReturnType__completion_only_loss: _TypeAlias = _typing.Literal["completion_only_loss"]  # noqa: Y015
+    _WhichOneofArgType__completion_only_loss: _TypeAlias = _typing.Literal["_completion_only_loss", b"_completion_only_loss"]  # noqa: Y015
     _WhichOneofReturnType__dropout: _TypeAlias = _typing.Literal["dropout"]  # noqa: Y015
     _WhichOneofArgType__dropout: _TypeAlias = _typing.Literal["_dropout", b"_dropout"]  # noqa: Y015
+    _WhichOneofReturnType__end_mask: _TypeAlias = _typing.Literal["end_mask"]  # noqa: Y015
+    _WhichOneofArgType__end_mask: _TypeAlias = _typing.Literal["_end_mask", b"_end_mask"]  # noqa: Y015
     _WhichOneofReturnType__epochs: _TypeAlias = _typing.Literal["epochs"]  # noqa: Y015
     _WhichOneofArgType__epochs: _TypeAlias = _typing.Literal["_epochs", b"_epochs"]  # noqa: Y015
     _WhichOneofReturnType__gradient_accumulation: _TypeAlias = _typing.Literal["gradient_accumulation"]  # noqa: Y015
@@ -200,6 +219,8 @@ class LoraRecipe(_message.Message):
     _WhichOneofArgType__max_gradient_norm: _TypeAlias = _typing.Literal["_max_gradient_norm", b"_max_gradient_norm"]  # noqa: Y015
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    _WhichOneofReturnType__reference_padding: _TypeAlias = _typing.Literal["reference_padding"]  # noqa: Y015
+    _WhichOneofArgType__reference_padding: _TypeAlias = _typing.Literal["_reference_padding", b"_reference_padding"]  # noqa: Y015
     _WhichOneofReturnType__warmup_steps: _TypeAlias = _typing.Literal["warmup_steps"]  # noqa: Y015
     _WhichOneofArgType__warmup_steps: _TypeAlias = _typing.Literal["_warmup_steps", b"_warmup_steps"]  # noqa: Y015
     _WhichOneofReturnType__weight_decay: _TypeAlias = _typing.Literal["weight_decay"]  # noqa: Y015
@@ -209,7 +230,11 @@ class LoraRecipe(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__batch_size) -> _WhichOneofReturnType__batch_size | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completion_only_loss) -> _WhichOneofReturnType__completion_only_loss | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dropout) -> _WhichOneofReturnType__dropout | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end_mask) -> _WhichOneofReturnType__end_mask | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__epochs) -> _WhichOneofReturnType__epochs | None: ...
     @_typing.overload
@@ -220,6 +245,8 @@ class LoraRecipe(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_gradient_norm) -> _WhichOneofReturnType__max_gradient_norm | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reference_padding) -> _WhichOneofReturnType__reference_padding | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__warmup_steps) -> _WhichOneofReturnType__warmup_steps | None: ...
     @_typing.overload

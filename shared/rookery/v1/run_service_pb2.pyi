@@ -250,6 +250,7 @@ class Round(_message.Message):
     TRIALS_TOTAL_FIELD_NUMBER: _builtins.int
     KEPT_FIELD_NUMBER: _builtins.int
     GAIN_FIELD_NUMBER: _builtins.int
+    TRIALS_FAILED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Output only. Position in the plan, from 0."""
     purpose: Global___Round.Purpose.ValueType
@@ -270,6 +271,8 @@ class Round(_message.Message):
     """Output only. Trials planned so far."""
     kept: _builtins.int
     """Output only. Self-edits that the policy was trained on."""
+    trials_failed: _builtins.int
+    """Output only. Those of `trials_done` whose adapter could not be trained."""
     @_builtins.property
     def gain(self) -> _measurement_pb2.Measurement:
         """Output only. Mean gain of its trials."""
@@ -288,10 +291,11 @@ class Round(_message.Message):
         trials_total: _builtins.int = ...,
         kept: _builtins.int = ...,
         gain: _measurement_pb2.Measurement | None = ...,
+        trials_failed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gain", b"gain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contexts", b"contexts", "gain", b"gain", "index", b"index", "kept", b"kept", "next_policy", b"next_policy", "policy", b"policy", "purpose", b"purpose", "self_edits", b"self_edits", "state", b"state", "trials_done", b"trials_done", "trials_total", b"trials_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contexts", b"contexts", "gain", b"gain", "index", b"index", "kept", b"kept", "next_policy", b"next_policy", "policy", b"policy", "purpose", b"purpose", "self_edits", b"self_edits", "state", b"state", "trials_done", b"trials_done", "trials_failed", b"trials_failed", "trials_total", b"trials_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

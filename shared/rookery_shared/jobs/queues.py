@@ -34,7 +34,7 @@ def improve_queue(teacher: str) -> str:
 def make_app(*, broker_url: str, queues: tuple[str, ...] = (), runner: str = "") -> Celery:
     """An app that publishes jobs, and consumes them from `queues` if given.
 
-    `runner` is "module:function", called once in every worker process to build the JobRunner that does the jobs.
+    `runner` is "module:function", called once in the worker process to build the JobRunner that does the jobs.
     """
     app = Celery("rookery", broker=broker_url, set_as_current=bool(queues))
     app.conf.update(
@@ -50,8 +50,6 @@ def make_app(*, broker_url: str, queues: tuple[str, ...] = (), runner: str = "")
         task_queues=[_queue(name) for name in queues] or None,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
-        worker_pool_start_method="spawn",  # a forked child may use neither CUDA nor gRPC
-        worker_proc_alive_timeout=300,  # importing torch takes longer than the default of 4 s
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,

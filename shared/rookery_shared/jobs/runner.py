@@ -45,6 +45,7 @@ class Lease:
         self._ended = threading.Event()
         self._stop: RookeryError | None = None
         self._done, self._total = 0, 0
+        self._when_over: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._beat, name=f"lease {job}", daemon=True)
 
     def __enter__(self) -> Lease:
@@ -60,6 +61,18 @@ class Lease:
         self._done, self._total = done, total
         if self._stop is not None:
             raise self._stop
+
+    def when_over(self, action: Callable[[], None]) -> None:
+        """Have something done when the job has ended for good: what was kept for another attempt is needed no more."""
+        self._when_over.append(action)
+
+    def over(self) -> None:
+        """The job has ended for good. What is done now may fail without harm."""
+        for action in self._when_over:
+            try:
+                action()
+            except Exception as error:
+                get_logger().warning("could not tidy up", job=self.job, error=f"{type(error).__name__}: {error}")
 
     def _beat(self) -> None:
         interval = self._seconds / 3
@@ -110,9 +123,12 @@ class JobRunner:
                 call(self._jobs.Complete, result, seconds=REPORT_SECONDS, patient=True)
             except (StaleEpoch, Cancelled) as stopped:
                 log.info("stopped", reason=stopped.reason)
+                if isinstance(stopped, Cancelled):
+                    lease.over()
             except Exception as error:
                 self._report(error, lease)
             else:
+                lease.over()
                 log.info("done", seconds=round(time.monotonic() - started, 3))
 
     def _report(self, error: Exception, lease: Lease) -> None:
@@ -132,5 +148,7 @@ class JobRunner:
         )
         try:
             call(self._jobs.Fail, request, seconds=REPORT_SECONDS, patient=True)
+            if not request.retryable:
+                lease.over()
         except CallFailed as failure:
             get_logger().warning("could not report; the lease will run out", job=lease.job, reason=failure.reason)

@@ -6,7 +6,6 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping
-from typing import Literal
 
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
 from rookery.transport import open_channel
@@ -29,20 +28,18 @@ def run_worker(
     service: str,
     queues: tuple[str, ...],
     runner: str,
-    pool: Literal["prefork", "threads"],
     concurrency: int,
 ) -> None:
-    """Consume until a signal. `runner` is "module:function", called in each worker process to build its JobRunner.
+    """Consume until a signal. `runner` is "module:function", called once, at the first job, to build its JobRunner.
 
-    `prefork` for work on models: the process that Celery spawns can be killed, and its memory goes with it. `threads`
-    for work that waits for remote answers.
+    Jobs of one process run in threads: they wait for remote answers, or for the one thread that owns the device.
     """
     log.configure(service=service, level=settings.log_level, style=settings.log_format)
     app = make_app(broker_url=settings.broker_url, queues=queues, runner=runner)
     app.worker_main(
         [
             "worker",
-            f"--pool={pool}",
+            "--pool=threads",
             f"--concurrency={concurrency}",
             f"--hostname={service}-{uuid.uuid4().hex[:8]}@%h",
             "--without-gossip",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from rookery_shared.errors import AdapterCorrupt, ObjectMissing
+from rookery_shared.errors import AdapterCorrupt
 from rookery_shared.peft_format import CONFIG, WEIGHTS
 from rookery_shared.store.base import ObjectStore
 

@@ -22,5 +22,8 @@ class ObjectStore(Protocol):
     def read(self, key: str) -> bytes:
         """Fetch a small object. Raises ObjectMissing."""
 
+    def remove(self, key: str) -> None:
+        """Harmless if there is no such object."""
+
     def keys(self, prefix: str) -> Iterator[str]:
         """All keys that begin with `prefix`, in no order."""

@@ -56,8 +56,12 @@ class LocalStore:
         except FileNotFoundError:
             raise ObjectMissing(f"no object {key}", key=key) from None
 
+    def remove(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
     def keys(self, prefix: str) -> Iterator[str]:
-        for path in self._root.rglob("*"):
+        folder = self._path(prefix.rpartition("/")[0])
+        for path in folder.rglob("*"):
             key = path.relative_to(self._root).as_posix()
             if path.is_file() and not path.name.startswith(".") and key.startswith(prefix):
                 yield key

@@ -45,6 +45,9 @@ class S3Store:
             response.close()
             response.release_conn()
 
+    def remove(self, key: str) -> None:
+        self._client.remove_object(self._bucket, self._prefix + key)
+
     def keys(self, prefix: str) -> Iterator[str]:
         for entry in self._client.list_objects(self._bucket, prefix=self._prefix + prefix, recursive=True):
             yield str(entry.object_name).removeprefix(self._prefix)

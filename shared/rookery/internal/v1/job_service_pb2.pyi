@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from rookery.v1 import adapter_service_pb2 as _adapter_service_pb2
 from rookery.v1 import context_pb2 as _context_pb2
 from rookery.v1 import model_service_pb2 as _model_service_pb2
 from rookery.v1 import recipe_pb2 as _recipe_pb2
@@ -645,41 +646,25 @@ class TrainedAdapter(_message.Message):
 
     ADAPTER_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    LOSSES_FIELD_NUMBER: _builtins.int
-    TOKENS_FIELD_NUMBER: _builtins.int
-    SECONDS_FIELD_NUMBER: _builtins.int
-    WEIGHT_CHANGE_FIELD_NUMBER: _builtins.int
-    TRUNCATED_FIELD_NUMBER: _builtins.int
+    TRAINING_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """Required. `adapters/{sha256}`."""
     size_bytes: _builtins.int
     """Required. Sum of the files' sizes."""
-    tokens: _builtins.int
-    """Required. Tokens trained on."""
-    seconds: _builtins.float
-    """Required."""
-    weight_change: _builtins.float
-    """Required. Norm of the change of the weights."""
-    truncated: _builtins.int
-    """Required. Sequences that were cut."""
     @_builtins.property
-    def losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Required. Loss of each optimiser step, in nats per token."""
+    def training(self) -> _adapter_service_pb2.Training:
+        """Required. How it came about."""
 
     def __init__(
         self,
         *,
         adapter: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
-        losses: _abc.Iterable[_builtins.float] | None = ...,
-        tokens: _builtins.int = ...,
-        seconds: _builtins.float = ...,
-        weight_change: _builtins.float = ...,
-        truncated: _builtins.int = ...,
+        training: _adapter_service_pb2.Training | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "losses", b"losses", "seconds", b"seconds", "size_bytes", b"size_bytes", "tokens", b"tokens", "truncated", b"truncated", "weight_change", b"weight_change"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "size_bytes", b"size_bytes", "training", b"training"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -687,7 +672,7 @@ Global___TrainedAdapter: _TypeAlias = TrainedAdapter  # noqa: Y015
 
 @_typing.final
 class Trained(_message.Message):
-    """Adapters, one for each trial."""
+    """What came of each trial: an adapter, or the reason why there is none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -712,19 +697,45 @@ class Trained(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class FailuresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapters(self) -> _containers.MessageMap[_builtins.str, Global___TrainedAdapter]:
+        """Required. By trial id."""
+
+    @_builtins.property
+    def failures(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Required. By trial id."""
 
     def __init__(
         self,
         *,
         adapters: _abc.Mapping[_builtins.str, Global___TrainedAdapter] | None = ...,
+        failures: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "failures", b"failures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
