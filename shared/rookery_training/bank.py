@@ -104,15 +104,15 @@ class Bank:
         return layout.width * copies
 
     def copy_rows(self, other: Bank, slots: int) -> None:
-        """Take over the first `slots` adapters of a bank whose layout is part of this one's."""
-        here = {site.name: site for site in self.layout.sites}
-        rank = other.layout.rank
+        """Take over the first `slots` adapters of another bank, all of which this one's layout has room for."""
+        here, rank = {site.name: site for site in self.layout.sites}, min(self.layout.rank, other.layout.rank)
         for mine_NW, theirs_NW in zip(self.matrices, other.matrices, strict=True):
             for site in other.layout.sites:
-                a_NRI = self.layout.a(mine_NW, here[site.name])
-                b_NOR = self.layout.b(mine_NW, here[site.name])
-                a_NRI[:slots, :rank] = other.layout.a(theirs_NW, site)[:slots]
-                b_NOR[:slots, :, :rank] = other.layout.b(theirs_NW, site)[:slots]
+                if site.name in here:
+                    mine_a_NRI, theirs_a_NRI = self.layout.a(mine_NW, here[site.name]), other.layout.a(theirs_NW, site)
+                    mine_b_NOR, theirs_b_NOR = self.layout.b(mine_NW, here[site.name]), other.layout.b(theirs_NW, site)
+                    mine_a_NRI[:slots, :rank] = theirs_a_NRI[:slots, :rank]
+                    mine_b_NOR[:slots, :, :rank] = theirs_b_NOR[:slots, :, :rank]
 
     def clear(self, slot: int) -> None:
         for matrix_NW in self.matrices:

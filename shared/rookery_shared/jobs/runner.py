@@ -62,6 +62,10 @@ class Lease:
         if self._stop is not None:
             raise self._stop
 
+    def stop(self, why: RookeryError) -> None:
+        """Have the handler raise this at its next step."""
+        self._stop = why
+
     def when_over(self, action: Callable[[], None]) -> None:
         """Have something done when the job has ended for good: what was kept for another attempt is needed no more."""
         self._when_over.append(action)
@@ -83,12 +87,12 @@ class Lease:
                 response = call(self._jobs.Heartbeat, request, seconds=interval)
             except CallFailed as error:
                 if error.reason == StaleEpoch.reason or time.monotonic() - renewed > self._seconds - interval:
-                    self._stop = StaleEpoch(f"lost the lease of {self.job}: {error}", job=self.job)
+                    self.stop(StaleEpoch(f"lost the lease of {self.job}: {error}", job=self.job))
                     return
             else:
                 renewed = time.monotonic()
                 if response.cancelled:
-                    self._stop = Cancelled(f"{self.job} was cancelled", job=self.job)
+                    self.stop(Cancelled(f"{self.job} was cancelled", job=self.job))
                     return
 
 

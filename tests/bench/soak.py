@@ -1,0 +1,153 @@
+"""An hour of random jobs in one training process: does its memory stay flat?
+
+    python -m tests.bench.soak --minutes 60 --out tests/bench/results/soak-cpu.json
+
+Several callers hand jobs to one workshop, as the student's threads do: of random size, ranks, layers, lengths, epochs
+and dropout; one in eight is cancelled in the middle, one in eight has an adapter that cannot be trained. Memory is what
+the operating system counts for the process, sampled once a second. The first sixth of the time is warm-up, in which the
+allocator meets every size; after it, the mean over each of five equal parts is compared with that over the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import cast
+
+import psutil
+import torch
+
+from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
+from rookery.v1 import model_service_pb2
+from rookery_shared.errors import Cancelled
+from rookery_shared.jobs.runner import Lease
+from rookery_shared.settings import TrainerSettings
+from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Schedule
+from rookery_tiny.world import VALUES
+from rookery_training.workshop import Order, Workshop
+
+MODEL = Path(__file__).parents[2] / "shared" / "rookery_tiny" / "model"
+CALLERS = 3
+PARTS = 5
+
+
+class Soak:
+    """Callers that never stop asking, until the time is up."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        settings = TrainerSettings(
+            profile="profiles/soak",
+            store_url=f"file://{folder}/objects",
+            cache_folder=folder / "cache",
+            checkpoint_seconds=1.0,
+        )
+        self.workshop = Workshop(settings)
+        self.profile = model_service_pb2.Profile(
+            name="profiles/soak", model=model_service_pb2.ModelSource(source=str(MODEL)), dtype="float32"
+        )
+        self.until = time.monotonic() + seconds
+        self.folder = folder
+        self.adapters = self.failures = self.cancelled = self.jobs = 0
+        self._lock = threading.Lock()
+
+    def call(self, caller: int) -> None:
+        rng = random.Random(caller)
+        while time.monotonic() < self.until:
+            with self._lock:
+                self.jobs += 1
+                job = f"job-{self.jobs}"
+            self._one(job, rng)
+
+    def _one(self, job: str, rng: random.Random) -> None:
+        lease = Lease(cast(JobServiceStub, None), job=job, epoch=1, seconds=30.0)
+        if rng.random() < 1 / 8:
+            threading.Timer(rng.uniform(0.1, 2.0), lease.stop, [Cancelled(f"{job} was cancelled")]).start()
+        orders = [self._order(i, rng) for i in range(rng.randint(1, 16))]
+        if rng.random() < 1 / 8:
+            orders.append(Order(key="nothing", examples=[Example(prompt="only a prompt", completion="")], seed=0))
+        made, failed = 0, 0
+        try:
+            for result in self.workshop.make(lease, self.profile, orders, self._recipe(rng)):
+                made, failed = made + (result.adapter is not None), failed + bool(result.failure)
+        except Cancelled:
+            with self._lock:
+                self.cancelled += 1
+        lease.over()
+        with self._lock:
+            self.adapters, self.failures = self.adapters + made, self.failures + failed
+
+    def _order(self, key: int, rng: random.Random) -> Order:
+        examples = [
+            Example(completion=" ".join(rng.choices(VALUES, k=rng.randint(3, 60)))) for _ in range(rng.randint(1, 10))
+        ]
+        return Order(key=str(key), examples=examples, seed=rng.getrandbits(32))
+
+    def _recipe(self, rng: random.Random) -> LoraRecipe:
+        return LoraRecipe(
+            rank=rng.choice([4, 8, 16, 32]),
+            targets=rng.choice([("q_proj", "v_proj"), (ALL_LINEAR,), ("gate_proj", "up_proj", "down_proj")]),
+            dropout=rng.choice([0.0, 0.0, 0.1]),
+            epochs=rng.randint(1, 6),
+            schedule=rng.choice(list(Schedule)),
+            batch_size=rng.choice([0, 1, 2, 4]),
+            gradient_accumulation=rng.choice([1, 2]),
+        )
+
+
+def sample(soak: Soak, seconds: float) -> list[float]:
+    """Resident memory in MiB, once a second; says so once a minute."""
+    process, samples = psutil.Process(), []
+    while time.monotonic() < soak.until:
+        samples.append(process.memory_info().rss / 2**20)
+        if len(samples) % 60 == 0:
+            print(f"{len(samples) // 60:3} min  {samples[-1]:7.1f} MiB  {soak.jobs} jobs", flush=True)
+        time.sleep(1.0)
+    return samples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(Path(folder), arguments.minutes * 60)
+        callers = [threading.Thread(target=soak.call, args=(i,)) for i in range(CALLERS)]
+        for caller in callers:
+            caller.start()
+        samples = sample(soak, arguments.minutes * 60)
+        for caller in callers:
+            caller.join()
+        left = [path for path in Path(folder, "objects").rglob("unfinished/*/*") if path.is_file()]
+    warm = samples[len(samples) // 6 :]
+    size = len(warm) // PARTS
+    parts = [round(statistics.fmean(warm[i * size : (i + 1) * size]), 1) for i in range(PARTS)]
+    result = {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "minutes": arguments.minutes,
+        "jobs": soak.jobs,
+        "jobs_cancelled": soak.cancelled,
+        "adapters": soak.adapters,
+        "adapters_failed": soak.failures,
+        "files_left_of_unfinished_jobs": len(left),
+        "memory_mib": parts,
+        "most_above_first_percent": round((max(parts) / parts[0] - 1) * 100, 2),
+        "last_above_first_percent": round((parts[-1] / parts[0] - 1) * 100, 2),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
