@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from rookery_training.packing import Buckets
+from rookery_training.packing import Block, Buckets
 
 HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
 """Whether this torch has the variable-length kernel, with all that is asked of it."""
@@ -51,10 +51,14 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Returns [1, T, H, D], as transformers wants it."""
     q_HTD, k_KTD, v_KTD = query_1HTD[0], key_1KTD[0], value_1KTD[0]
-    if HAS_VARLEN and softcap is None and q_HTD.is_cuda and q_HTD.dtype.itemsize == 2:
+    all_heard = all(block.silent_GL is None for block in packed_sequences.blocks)
+    if HAS_VARLEN and softcap is None and all_heard and q_HTD.is_cuda and q_HTD.dtype.itemsize == 2:
         return _varlen(q_HTD, k_KTD, v_KTD, packed_sequences, scaling=scaling, window=sliding_window)[None], None
-    blocks = zip(*(_Pad.apply(x, packed_sequences) for x in (q_HTD, k_KTD, v_KTD)), strict=True)  # type: ignore[no-untyped-call]
-    attended = [_attend(*block, scaling=scaling, window=sliding_window, softcap=softcap) for block in blocks]
+    q, k, v = (_Pad.apply(x, packed_sequences) for x in (q_HTD, k_KTD, v_KTD))  # type: ignore[no-untyped-call]
+    attended = [
+        _attend(*block, scaling=scaling, window=sliding_window, softcap=softcap)
+        for block in zip(q, k, v, packed_sequences.blocks, strict=True)
+    ]
     o_HTD: Tensor = _Unpad.apply(packed_sequences, *attended)  # type: ignore[no-untyped-call]
     return o_HTD.transpose(0, 1)[None], None
 
@@ -108,53 +112,62 @@ def _varlen(
 
 
 def _attend(
-    q_HSLD: Tensor, k_KSLD: Tensor, v_KSLD: Tensor, *, scaling: float | None, window: int | None, softcap: float | None
+    q_HSLD: Tensor,
+    k_KSLD: Tensor,
+    v_KSLD: Tensor,
+    block: Block,
+    *,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """Causal attention in one block [H, S, L, D]."""
     width = q_HSLD.shape[2]
     if window is not None and window >= width:
         window = None
     if softcap is not None or (q_HSLD.device.type == "cpu" and width <= PLAIN_ON_CPU):
-        return _plain(q_HSLD, k_KSLD, v_KSLD, scaling=scaling, window=window, softcap=softcap)
+        hidden_SLL = _hidden(width, window, block.silent_GL, q_HSLD.device)
+        return _plain(q_HSLD, k_KSLD, v_KSLD, hidden_SLL, scaling=scaling, softcap=softcap)
+    causal = window is None and block.silent_GL is None
     attended_SHLD = scaled_dot_product_attention(
         q_HSLD.transpose(0, 1),
         k_KSLD.transpose(0, 1),
         v_KSLD.transpose(0, 1),
-        attn_mask=None if window is None else ~_hidden(width, window, q_HSLD.device),
-        is_causal=window is None,
+        attn_mask=None if causal else ~_hidden(width, window, block.silent_GL, q_HSLD.device)[:, None],
+        is_causal=causal,
         scale=scaling,
         enable_gqa=q_HSLD.shape[0] != k_KSLD.shape[0],
     )
     return attended_SHLD.transpose(0, 1)
 
 
-def _hidden(width: int, window: int | None, device: torch.device) -> Tensor:
-    """True where a query may not look: at the future, and further back than the window."""
+def _hidden(width: int, window: int | None, silent_SL: Tensor | None, device: torch.device) -> Tensor:
+    """[S or 1, L, L] True where a query may not look: the future, further back than the window, what is silent."""
     positions_L = torch.arange(width, device=device)
     back_LL = positions_L[:, None] - positions_L
-    hidden_LL: Tensor = back_LL < 0
-    return hidden_LL if window is None else hidden_LL | (back_LL >= window)
+    hidden_1LL = (back_LL < 0)[None] if window is None else ((back_LL < 0) | (back_LL >= window))[None]
+    return hidden_1LL if silent_SL is None else hidden_1LL | silent_SL[:, None, :]
 
 
 def _plain(
-    q_HSLD: Tensor, k_KSLD: Tensor, v_KSLD: Tensor, *, scaling: float | None, window: int | None, softcap: float | None
+    q_HSLD: Tensor, k_KSLD: Tensor, v_KSLD: Tensor, hidden_SLL: Tensor, *, scaling: float | None, softcap: float | None
 ) -> Tensor:
     """The definition, with scores in at least float32."""
-    heads, _, width, size = q_HSLD.shape
+    heads, sequences, width, size = q_HSLD.shape
     groups = heads // k_KSLD.shape[0]
     k_HSLD, v_HSLD = (x.repeat_interleave(groups, dim=0) if groups > 1 else x for x in (k_KSLD, v_KSLD))
     q_BLD, k_BLD, v_BLD = (x.flatten(0, 1) for x in (q_HSLD, k_HSLD, v_HSLD))
     precision = torch.promote_types(q_BLD.dtype, torch.float32)
-    hidden_LL = _hidden(width, window, q_BLD.device)
-    mask_LL = torch.zeros(width, width, dtype=precision, device=q_BLD.device).masked_fill_(hidden_LL, float("-inf"))
+    mask_SLL = torch.zeros_like(hidden_SLL, dtype=precision).masked_fill_(hidden_SLL, float("-inf"))
+    mask_BLL = mask_SLL if len(mask_SLL) == 1 else mask_SLL.expand(heads, sequences, width, width).flatten(0, 1)
     scale = size**-0.5 if scaling is None else scaling
     if softcap is None and precision is q_BLD.dtype:
-        scores_BLL = torch.baddbmm(mask_LL, q_BLD, k_BLD.mT, alpha=scale)
+        scores_BLL = torch.baddbmm(mask_BLL, q_BLD, k_BLD.mT, alpha=scale)
     else:
         scores_BLL = torch.bmm(q_BLD, k_BLD.mT).to(precision) * scale
         if softcap is not None:
             scores_BLL = torch.tanh(scores_BLL / softcap) * softcap
-        scores_BLL = scores_BLL + mask_LL
+        scores_BLL = scores_BLL + mask_BLL
     return torch.bmm(scores_BLL.softmax(-1).to(v_BLD.dtype), v_BLD).view_as(q_HSLD)
 
 

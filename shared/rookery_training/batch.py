@@ -406,7 +406,7 @@ class BatchTrainer:
         else:
             for piece, loss in zip(pieces, losses, strict=True):
                 self._members[piece.slot].loss += loss
-                self._members[piece.slot].tokens += piece.tokens
+                self._members[piece.slot].tokens += sum(len(s.tokens) - s.silent for s in piece.sequences)
             return
         if before_NW is None:
             gradients_NW.zero_()

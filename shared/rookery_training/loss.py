@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-CHUNK_LOGITS = 1 << 20
-"""Most logits at a time: 4 MiB of float32, which stays in a processor's cache."""
+CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
+"""Most logits at a time: 4 MiB of float32, which stay in a processor's cache; 1 GiB, which keeps a GPU busy."""
+MIN_CHUNK = 64
+"""Tokens; with fewer, reading the head takes longer than multiplying by it."""
+
+
+def chunk_tokens(weight_VD: Tensor) -> int:
+    """Tokens whose logits are there at a time."""
+    return max(MIN_CHUNK, CHUNK_LOGITS[weight_VD.device.type] // len(weight_VD))
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -26,7 +33,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         precision = torch.promote_types(hidden_PD.dtype, torch.float32)
         losses_P = torch.empty(len(hidden_PD), device=hidden_PD.device, dtype=precision)
         gradient_PD = torch.empty_like(hidden_PD)
-        chunk = max(16, CHUNK_LOGITS // len(weight_VD))
+        chunk = chunk_tokens(weight_VD)
         for begin in range(0, len(hidden_PD), chunk):
             part = slice(begin, begin + chunk)
             logits_CV = linear(hidden_PD[part], weight_VD).to(precision)
@@ -41,6 +48,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
             if cap is not None:
                 d_CV *= 1.0 - (logits_CV / cap) ** 2
             torch.mm(d_CV.to(hidden_PD.dtype), weight_VD, out=gradient_PD[part])
+            del logits_CV, d_CV  # before the next ones are made
         ctx.save_for_backward(gradient_PD)
         return losses_P
 

@@ -22,13 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rookery_shared.types import ALL_LINEAR
 from rookery_training.bank import Bank, Layout
 from rookery_training.base import FrozenBase
+from rookery_training.loss import chunk_tokens
 from rookery_training.packing import Piece
 from rookery_training.passes import Passes
 from rookery_training.sequences import Tokens
 
 SEQUENCE = 64
-SIZES = (128, 512)
-"""Tokens of the two measured passes, in sequences of that many."""
+LEAST = 128
+"""Tokens of the shorter measured pass: as many as fill the output head's chunk, and at least these."""
 SHARE_OF_GPU = 0.9
 SHARE_OF_HOST = 0.5
 """Other processes use the host's memory too."""
@@ -59,10 +60,11 @@ def measure(base: FrozenBase) -> MemoryModel:
     layout = Layout.of(base.linear, {ALL_LINEAR}, rank=8)
     bank = Bank(layout, slots=1, device=base.device, dtype=base.precision)
     passes = Passes(base)
+    short = -(-max(LEAST, chunk_tokens(base.head_VD)) // (SEQUENCE - 1)) * SEQUENCE
     with passes.on(layout):
-        peaks = [_peak(passes, bank, tokens, base) for tokens in SIZES]
-    per_token = max(1.0, (peaks[1] - peaks[0]) / (SIZES[1] - SIZES[0]))
-    workspace = max(0, round(peaks[0] - per_token * SIZES[0]))
+        peaks = [_peak(passes, bank, tokens, base) for tokens in (short, 2 * short)]
+    per_token = max(1.0, (peaks[1] - peaks[0]) / short)
+    workspace = max(0, round(peaks[0] - per_token * short))
     return MemoryModel(base=base.weight_bytes, workspace=workspace, per_token=per_token)
 
 

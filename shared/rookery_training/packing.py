@@ -30,6 +30,8 @@ class Block:
     """The row in each cell [G*L]; the group's own first row where there is none."""
     real_GL: Tensor
     """True where there is a row."""
+    silent_GL: Tensor | None = None
+    """True where a row is not seen by others, nor by itself; None if all are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class Buckets:
     """Lengths are rounded up to a multiple of this, and groups of one rounded length share a block."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Buckets:
-        """Groups of these lengths, each at least 1, one after the other."""
+    def of(cls, lengths: Sequence[int], device: torch.device, *, silent: Sequence[int] = ()) -> Buckets:
+        """Groups of these lengths, each at least 1, one after the other; and how many last rows of each are silent."""
         lengths_G = torch.tensor(lengths)
         starts_G = torch.cumsum(lengths_G, 0) - lengths_G
         rounded_G = (lengths_G + cls.STEP - 1) // cls.STEP
@@ -62,7 +64,11 @@ class Buckets:
             row_of_cell_GL = torch.where(real_GL, starts_G[groups_G, None] + columns_L, starts_G[groups_G, None])
             cell_of_row[row_of_cell_GL[real_GL]] = cells + real_GL.flatten().nonzero()[:, 0]
             rows = row_of_cell_GL.flatten().to(device)
-            blocks.append(Block(groups_G.to(device), width, rows, real_GL.to(device)))
+            silent_GL = None
+            if any(silent):
+                audible_G = lengths_G[groups_G] - torch.tensor(silent)[groups_G]
+                silent_GL = (columns_L >= audible_G[:, None]).to(device)
+            blocks.append(Block(groups_G.to(device), width, rows, real_GL.to(device), silent_GL))
             cells += real_GL.numel()
         bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         return cls(lengths, blocks, cell_of_row.to(device), bounds.to(device))
@@ -132,15 +138,16 @@ def pack(pieces: Sequence[Piece], *, device: torch.device, dtype: torch.dtype) -
         for sequence in piece.sequences:
             first, length, predicted = len(tokens), len(sequence.tokens), sequence.predicted
             tokens += sequence.tokens
-            positions += range(length)
+            positions += sequence.positions
             predicting += range(first + length - 1 - predicted, first + length - 1)
             targets += sequence.tokens[length - predicted :]
-            weights += [1.0 / piece.counted] * (predicted - 1) + [sequence.last_weight / piece.counted]
+            weights += [weight / piece.counted for weight in sequence.weights]
+    sequences = [sequence for piece in pieces for sequence in piece.sequences]
     predicted_N = torch.tensor([sum(s.predicted for s in piece.sequences) for piece in pieces])
     return Packed(
         input_ids_1T=torch.tensor([tokens]).to(device),
         position_ids_1T=torch.tensor([positions]).to(device),
-        sequences=Buckets.of([len(s.tokens) for piece in pieces for s in piece.sequences], device),
+        sequences=Buckets.of([len(s.tokens) for s in sequences], device, silent=[s.silent for s in sequences]),
         lengths=[piece.tokens for piece in pieces],
         predicting_P=torch.tensor(predicting).to(device),
         targets_P=torch.tensor(targets).to(device),

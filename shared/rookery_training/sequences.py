@@ -15,23 +15,53 @@ from transformers import PreTrainedTokenizerBase
 
 from rookery_shared.types import Example, LoraRecipe
 
+PADS = 16
+"""Tokens that stand for a sequence's padding, each for those around it. Measured on the built-in model, whose padding
+pulls much harder than a large model's: with 16 the change of the weights has a cosine of 0.94 to that of training on
+sequences padded to 256 tokens, with 4 one of 0.86; without padding it is 0.29."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pad:
+    """A padding token that stands for some. It sees the sequence and no padding, and predicts the end-of-text token."""
+
+    position: int
+    weight: float
+    """For how many it stands."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """One sequence."""
 
     tokens: list[int]
+    """With those of the padding, and one more that the last of them predicts."""
     predict_from: int
     """Index of the first token that the loss counts, at least 1."""
     counted: float
     """What the sequence adds to the divisor of the loss: the number of tokens that it counts, or would with padding."""
-    last_weight: float = 1.0
-    """Weight of the last token's loss; more than 1 where it stands for padding."""
+    pads: tuple[Pad, ...] = ()
 
     @property
     def predicted(self) -> int:
-        """How many tokens the loss counts."""
+        """How many losses there are."""
         return max(0, len(self.tokens) - self.predict_from)
+
+    @property
+    def silent(self) -> int:
+        """How many of the last tokens no other token sees."""
+        return len(self.pads) + 1 if self.pads else 0
+
+    @property
+    def positions(self) -> list[int]:
+        if not self.pads:
+            return [*range(len(self.tokens))]
+        return [*range(len(self.tokens) - self.silent), *(pad.position for pad in self.pads), 0]
+
+    @property
+    def weights(self) -> list[float]:
+        """Of each loss."""
+        return [1.0] * (self.predicted - len(self.pads)) + [pad.weight for pad in self.pads]
 
 
 def tokenize(
@@ -76,16 +106,19 @@ def _sequence(tokens: list[int], masked: int, padding: int, tokenizer: PreTraine
     first = max(1, masked)
     if not padding:
         return Tokens(tokens, first, counted=max(0, len(tokens) - first))
-    # transformers divides by all labels, and counts the first token's, which nothing predicts
-    tokens = tokens[:padding]
-    pads, counted = padding - len(tokens), padding - masked
-    if not pads:
+    # transformers divides by the number of all labels, the first token's among them, which nothing predicts
+    tokens, counted = tokens[:padding], padding - masked
+    if len(tokens) == padding:
         return Tokens(tokens, first, counted)
-    end = int(tokenizer.eos_token_id)
-    if pads == 1:
-        return Tokens([*tokens, end], first, counted)
-    # the last real token predicts the first pad; one pad that predicts another stands for all of those that do
-    return Tokens([*tokens, end, end], first, counted, last_weight=pads - 1)
+    pads = _pads(len(tokens), padding - 1)
+    return Tokens([*tokens, *[int(tokenizer.eos_token_id)] * (len(pads) + 1)], first, counted, pads)
+
+
+def _pads(first: int, end: int) -> tuple[Pad, ...]:
+    """Pads for the positions from `first` up to `end`, each in the middle of its share."""
+    count = min(PADS, end - first)
+    bounds = [first + round(i * (end - first) / count) for i in range(count + 1)] if count else []
+    return tuple(Pad((a + b - 1) // 2, b - a) for a, b in pairwise(bounds))
 
 
 @dataclass(frozen=True, slots=True)
