@@ -555,4 +555,5 @@ class BatchTrainer:
             return None
         for key, view in views.items():
             view.copy_(tensors[key])
+        _log.info("%s goes on after epoch %d of %d", task.key, progress.epochs, task.recipe.epochs)
         return progress
