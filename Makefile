@@ -17,6 +17,7 @@ test: $(VENV)/dev
 # Adapters an hour, ours beside PEFT's, in one run.
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench.training --out tests/bench/results/training-cpu.json
+	$(BIN)/python -m tests.bench.plot tests/bench/results/training-cpu.json
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

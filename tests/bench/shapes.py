@@ -1,0 +1,98 @@
+"""What benches train: models with random weights, and data of the shape of SEAL's own self-edits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+
+from rookery_shared.types import Example, LoraRecipe
+from rookery_tiny.pretrain import Recipe, tiny_config
+from rookery_tiny.world import VALUES
+from rookery_training.batch import AdapterTask
+
+SEAL = LoraRecipe(rank=32, alpha=64, epochs=10, learning_rate=1e-3, batch_size=1)
+"""Its inner loop."""
+SEQUENCES, TOKENS = 8, 55
+"""Of an adapter, and about how many in each: the medians of its published training sets (research: 7-11, 50-56)."""
+
+_QWEN: Mapping[str, Mapping[str, int | bool]] = {
+    "10m": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
+    "40m": {"hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 9, "num_attention_heads": 10},
+    "0.5b": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+    },
+    "1.5b": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+    },
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152_064,
+        "tie_word_embeddings": False,
+    },
+}
+SHAPES = ("tiny", *_QWEN)
+"""The built-in model's, two between, and those of Qwen 2.5."""
+
+
+def make_model(shape: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    if shape == "tiny":
+        config = tiny_config(Recipe(), tokenizer)
+    else:
+        sizes = {"vocab_size": len(tokenizer), "tie_word_embeddings": True, **_QWEN[shape]}
+        heads = sizes["num_attention_heads"]
+        config = Qwen2Config(**{"num_key_value_heads": heads, **sizes}, eos_token_id=tokenizer.eos_token_id)  # type: ignore[arg-type]
+    with torch.device(device):
+        model = Qwen2ForCausalLM._from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]  # transformers
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def multiplied_weights(model: PreTrainedModel) -> int:
+    """Weights that every token is multiplied by: all linear layers, the output head among them."""
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    return sum(layer.in_features * layer.out_features for layer in layers)
+
+
+def make_tasks(
+    count: int, tokenizer: PreTrainedTokenizerBase, out: Path, *, tokens: int = TOKENS, epochs: int = SEAL.epochs
+) -> list[AdapterTask]:
+    rng = random.Random(0)
+    recipe = LoraRecipe(
+        rank=SEAL.rank, alpha=SEAL.alpha, epochs=epochs, learning_rate=SEAL.learning_rate, batch_size=SEAL.batch_size
+    )
+    return [
+        AdapterTask(
+            key=str(i),
+            examples=[Example(completion=_text(tokenizer, rng, tokens)) for _ in range(SEQUENCES)],
+            recipe=recipe,
+            seed=i,
+            out=out / str(i),
+        )
+        for i in range(count)
+    ]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, rng: random.Random, tokens: int) -> str:
+    length, words = max(10, round(rng.gauss(tokens, tokens / 4))), ""
+    while len(tokenizer.encode(words)) < length:
+        words += " " + " ".join(rng.choices(VALUES, k=max(1, (length - len(tokenizer.encode(words))) // 2)))
+    return words
