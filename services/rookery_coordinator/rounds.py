@@ -56,8 +56,6 @@ GENERATIONS_PER_JOB = 60
 QUESTION_ATTEMPTS = 4
 """Texts that the teacher writes to find questions for a context without any."""
 MAX_WRITTEN_QUESTIONS = 10
-ANSWER_TOKENS = 64
-"""Longest answer of a student, as in the reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

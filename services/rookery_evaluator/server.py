@@ -10,9 +10,8 @@ from rookery_evaluator.scoring import Evaluator, Item
 from rookery_shared.domains import DEFAULT_DOMAIN, find_domain
 from rookery_shared.errors import InvalidField
 from rookery_shared.rpc.server import RpcContext, Servicer
+from rookery_shared.types import ANSWER_TOKENS
 from rookery_shared.wire import context_from_proto
-
-ANSWER_TOKENS = 64
 
 
 class EvaluatorApi(EvaluatorServiceServicer):

@@ -109,3 +109,6 @@ class Sampling:
 
 BASE_ADAPTER = "base"
 """Stands for no adapter where an adapter's name is expected: the base model itself."""
+
+ANSWER_TOKENS = 64
+"""Longest answer of a student, as in the reference."""

@@ -106,10 +106,12 @@ def _against_slots(axes: Axes, parts: Sequence[dict[str, Any]]) -> None:
 def _against(axes: Axes, parts: Sequence[dict[str, Any]], key: str, label: str) -> None:
     parts = sorted(parts, key=lambda part: part[key])
     places = [part[key] for part in parts]
-    for name in (f"{OURS}32", "compared_with"):
-        rows = [part["contenders"][part[name] if name == "compared_with" else name] for part in parts]
-        shown = "sequential" if name == "compared_with" else name
-        axes.plot(places, [row["real_tokens_per_second"] for row in rows], "o-", label=f"{shown}, {parts[0]['dtype']}")
+    shared = set.intersection(*({name for name in part["contenders"] if name.startswith(OURS)} for part in parts))
+    ours = max(shared, key=slots)
+    lines = {ours: [ours] * len(parts), "sequential": [part["compared_with"] for part in parts]}
+    for name, rows in lines.items():
+        speeds = [part["contenders"][row]["real_tokens_per_second"] for part, row in zip(parts, rows, strict=True)]
+        axes.plot(places, speeds, "o-", label=f"{name}, {parts[0]['dtype']}")
     axes.set(xscale="log", yscale="log", xlabel=label, ylabel="real tokens a second")
     axes.legend(fontsize=7)
 

@@ -28,14 +28,6 @@ DRAWN = Sampling(temperature=1.0, top_p=0.95, max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    random_model().save_pretrained(folder)
-    small_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[AdapterRef]:
     """Three adapters that change the model visibly."""
     folder = tmp_path_factory.mktemp("adapters")

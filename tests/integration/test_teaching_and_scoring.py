@@ -37,14 +37,6 @@ class CountingEngine(TransformersEngine):
         return super().generate(requests)
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    random_model().save_pretrained(folder)
-    small_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "objects")

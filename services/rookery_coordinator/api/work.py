@@ -15,7 +15,7 @@ from rookery_coordinator.tables import Context, Job, Round, SelfEdit, Trial
 from rookery_coordinator.types import JobKind, RunPlan
 from rookery_coordinator.works import find_profile, find_work, limits_of, plan_of, policy_adapter, to_context
 from rookery_shared.domains import find_domain
-from rookery_shared.types import BASE_ADAPTER
+from rookery_shared.types import ANSWER_TOKENS, BASE_ADAPTER
 from rookery_shared.wire import context_to_proto, examples_to_proto, recipe_to_proto, sampling_to_proto
 
 
@@ -58,7 +58,7 @@ def _evaluate(session: Session, job: Job, response: pb.ClaimResponse) -> None:
     evaluate = response.evaluate
     evaluate.student = work.student
     evaluate.domain = plan_of(work).domain
-    evaluate.max_new_tokens = min(rounds.ANSWER_TOKENS, limits_of(find_profile(session, work.student)).max_new_tokens)
+    evaluate.max_new_tokens = min(ANSWER_TOKENS, limits_of(find_profile(session, work.student)).max_new_tokens)
     for trial, _, context in _trials(session, job):
         evaluate.items.add(trial=trial.id, adapter=trial.adapter or "", context=context_to_proto(to_context(context)))
 

@@ -1,0 +1,40 @@
+"""The benches run, and say what they are asked; how fast things are is not asked here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.bench.plot import draw, tables
+from tests.bench.training import Bench, machine, memory_table
+
+
+def test_all_contenders_train_the_same(tmp_path: Path) -> None:
+    bench = Bench("cpu", 1, tmp_path)
+    compared = bench.compare("tiny", torch.float32, [1, 2])
+    rows = compared["contenders"]
+    assert {*rows} >= {"sequential", "ours, N=1", "ours, N=2"}
+    assert abs(rows["ours, N=1"]["last_loss"] - rows["ours, N=2"]["last_loss"]) < 1e-3
+    assert abs(rows["ours, N=2"]["last_loss"] - rows["sequential"]["last_loss"]) < 0.2, "other first weights"
+    result = {
+        "machine": machine("cpu"),
+        "data": "a little",
+        "contenders": [compared],
+        "profile": [{"dtype": "float32", "shares": bench.profile("tiny", torch.float32, 2)}],
+        "memory": memory_table("tiny", torch.float32, "cpu", [1]),
+    }
+    draw(json.loads(json.dumps(result)), tmp_path / "plot.svg")
+    assert "ours" in (tmp_path / "plot.svg").read_text()
+    assert any("| sequential |" in line for line in tables(result))
+
+
+def test_the_soak_runs_and_leaves_nothing(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "tests.bench.soak", "--minutes", "0.3", "--out", str(tmp_path / "soak.json")]
+    subprocess.run(argv, check=True, timeout=120, cwd=Path(__file__).parents[2])
+    result = json.loads((tmp_path / "soak.json").read_text())
+    assert result["adapters"] > 10
+    assert result["files_left_of_unfinished_jobs"] == 0
