@@ -45,19 +45,19 @@ class Buckets:
     bounds: Tensor
     """[G + 1] int32; where each group begins, and the end."""
 
-    STEP: ClassVar[int] = 32
-    """Lengths are rounded up to a multiple of this, and groups of one rounded length share a block."""
+    SHORTEST: ClassVar[int] = 32
+    """Groups of up to this length share a block, those of up to twice as much the next one, and so on."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device, *, silent: Sequence[int] = ()) -> Buckets:
         """Groups of these lengths, each at least 1, one after the other; and how many last rows of each are silent."""
         lengths_G = torch.tensor(lengths)
         starts_G = torch.cumsum(lengths_G, 0) - lengths_G
-        rounded_G = (lengths_G + cls.STEP - 1) // cls.STEP
+        doublings_G = torch.log2(lengths_G / cls.SHORTEST).ceil().clamp_(min=0)
         cell_of_row = torch.empty(sum(lengths), dtype=torch.long)
         blocks, cells = [], 0
-        for rounded in torch.unique(rounded_G).tolist():
-            groups_G = (rounded_G == rounded).nonzero()[:, 0]
+        for doublings in torch.unique(doublings_G).tolist():
+            groups_G = (doublings_G == doublings).nonzero()[:, 0]
             width = int(lengths_G[groups_G].max())
             columns_L = torch.arange(width)
             real_GL = columns_L < lengths_G[groups_G, None]

@@ -71,8 +71,9 @@ def plus_minus(measured: Measurement) -> str:
 
 
 def progress(value: Progress) -> str:
-    """Such as "120 of 912 trials, train, evaluate, about 2 min left"."""
-    text = f"{value.trials_done} of {value.trials_total} trials, {value.stage}"
+    """Such as "120 of 912 trials (1 failed), train, evaluate, about 2 min left"."""
+    failed = f" ({value.trials_failed} failed)" if value.trials_failed else ""
+    text = f"{value.trials_done} of {value.trials_total} trials{failed}, {value.stage}"
     if value.HasField("eta") and value.trials_done < value.trials_total:
         text += f", about {duration(value.eta.seconds)} left"
     return text
@@ -118,6 +119,7 @@ def _rounds(run: Run) -> Table:
     for column in ("", "for", "state", "policy", "makes", "self-edits", "trials", "kept", "gain"):
         table.add_column(column, justify="right" if column in ("self-edits", "trials", "kept", "gain") else "left")
     for round_ in run.rounds:
+        failed = f" ({round_.trials_failed} failed)" if round_.trials_failed else ""
         table.add_row(
             str(round_.index),
             purpose(round_.purpose),
@@ -125,7 +127,7 @@ def _rounds(run: Run) -> Table:
             _version(round_.policy),
             _version(round_.next_policy),
             str(round_.self_edits),
-            f"{round_.trials_done}/{round_.trials_total}",
+            f"{round_.trials_done}/{round_.trials_total}{failed}",
             str(round_.kept) if round_.kept else "",
             plus_minus(round_.gain) if round_.HasField("gain") else "",
         )

@@ -48,7 +48,7 @@ def _follow_with_bar(events: Iterable[Event], *, title: str) -> None:
         task = bar.add_task(title, total=1, left="", stage="")
         for event in events:
             _advance(bar, task, _work(event))
-            if not event.message.endswith("trials scored"):
+            if not event.message.endswith("trials done"):
                 bar.console.print(
                     f"[dim]{event.time.ToDatetime():%H:%M:%S}[/] {escape(event.message)}", highlight=False
                 )
