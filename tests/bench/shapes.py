@@ -1,17 +1,25 @@
-"""What benches train: models with random weights, and data of the shape of SEAL's own self-edits."""
+"""What benches train: models with random weights, and data of the shape of SEAL's own self-edits.
+
+Torch, transformers and peft are all that this and the training bench need, as on a bare machine with a GPU.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from rookery_shared.types import Example, LoraRecipe
-from rookery_tiny.pretrain import Recipe, tiny_config
-from rookery_tiny.world import VALUES
 from rookery_training.batch import AdapterTask
 
 SEAL = LoraRecipe(rank=32, alpha=64, epochs=10, learning_rate=1e-3, batch_size=1)
@@ -19,6 +27,7 @@ SEAL = LoraRecipe(rank=32, alpha=64, epochs=10, learning_rate=1e-3, batch_size=1
 SEQUENCES, TOKENS = 8, 55
 """Of an adapter, and about how many in each: the medians of its published training sets (research: 7-11, 50-56)."""
 
+TINY = Path(__file__).parents[2] / "shared" / "rookery_tiny" / "model"
 _QWEN: Mapping[str, Mapping[str, int | bool]] = {
     "10m": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
     "40m": {"hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 9, "num_attention_heads": 10},
@@ -52,10 +61,17 @@ SHAPES = ("tiny", *_QWEN)
 """The built-in model's, two between, and those of Qwen 2.5."""
 
 
+def load_tokenizer() -> PreTrainedTokenizerBase:
+    """The built-in model's, for all shapes."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
 def make_model(shape: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, device: str) -> PreTrainedModel:
     torch.manual_seed(0)
     if shape == "tiny":
-        config = tiny_config(Recipe(), tokenizer)
+        config = AutoConfig.from_pretrained(TINY)
     else:
         sizes = {"vocab_size": len(tokenizer), "tie_word_embeddings": True, **_QWEN[shape]}
         heads = sizes["num_attention_heads"]
@@ -75,14 +91,14 @@ def multiplied_weights(model: PreTrainedModel) -> int:
 def make_tasks(
     count: int, tokenizer: PreTrainedTokenizerBase, out: Path, *, tokens: int = TOKENS, epochs: int = SEAL.epochs
 ) -> list[AdapterTask]:
-    rng = random.Random(0)
+    rng, words = random.Random(0), [word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha()]
     recipe = LoraRecipe(
         rank=SEAL.rank, alpha=SEAL.alpha, epochs=epochs, learning_rate=SEAL.learning_rate, batch_size=SEAL.batch_size
     )
     return [
         AdapterTask(
             key=str(i),
-            examples=[Example(completion=_text(tokenizer, rng, tokens)) for _ in range(SEQUENCES)],
+            examples=[Example(completion=_text(tokenizer, rng, sorted(words), tokens)) for _ in range(SEQUENCES)],
             recipe=recipe,
             seed=i,
             out=out / str(i),
@@ -91,8 +107,8 @@ def make_tasks(
     ]
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, rng: random.Random, tokens: int) -> str:
-    length, words = max(10, round(rng.gauss(tokens, tokens / 4))), ""
-    while len(tokenizer.encode(words)) < length:
-        words += " " + " ".join(rng.choices(VALUES, k=max(1, (length - len(tokenizer.encode(words))) // 2)))
-    return words
+def _text(tokenizer: PreTrainedTokenizerBase, rng: random.Random, words: Sequence[str], tokens: int) -> str:
+    length, text = max(10, round(rng.gauss(tokens, tokens / 4))), ""
+    while (missing := length - len(tokenizer.encode(text))) > 0:
+        text += " " + " ".join(rng.choices(words, k=max(1, missing // 2)))
+    return text

@@ -29,12 +29,11 @@ import torch
 import transformers
 from torch.profiler import profile
 
-from rookery_tiny.tokenizer import train_tokenizer
 from rookery_training.bank import Bank, Layout
 from rookery_training.base import FrozenBase
 from rookery_training.memory import measure
 from tests.bench.contenders import Contender, Ours, PaddedSequential, Sequential
-from tests.bench.shapes import SEAL, SEQUENCES, TOKENS, make_model, make_tasks, multiplied_weights
+from tests.bench.shapes import SEAL, SEQUENCES, TOKENS, load_tokenizer, make_model, make_tasks, multiplied_weights
 
 PADDED, SEQUENTIAL, ONE_THREAD = "padded-sequential", "sequential", "sequential, 1 thread"
 LEAST = 4
@@ -60,7 +59,7 @@ class Bench:
 
     def __init__(self, device: str, turns: int, folder: Path) -> None:
         self.device, self.turns, self.folder = device, turns, folder
-        self.tokenizer = train_tokenizer()
+        self.tokenizer = load_tokenizer()
 
     def compare(
         self, shape: str, dtype: torch.dtype, sizes: Sequence[int], *, tokens: int = TOKENS, padded: bool = False
@@ -168,7 +167,7 @@ def memory_table(shape: str, dtype: torch.dtype, device: str, sizes: Sequence[in
 
 
 def _memory(shape: str, dtype: torch.dtype, device: str, slots: int) -> dict[str, Any]:
-    tokenizer = train_tokenizer()
+    tokenizer = load_tokenizer()
     model = make_model(shape, tokenizer, dtype, device)
     with tempfile.TemporaryDirectory() as folder:
         contender = Ours(model, tokenizer, slots)

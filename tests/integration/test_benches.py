@@ -38,3 +38,13 @@ def test_the_soak_runs_and_leaves_nothing(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "soak.json").read_text())
     assert result["adapters"] > 10
     assert result["files_left_of_unfinished_jobs"] == 0
+
+
+def test_the_training_bench_needs_torch_transformers_and_peft_alone() -> None:
+    """A bare machine with a GPU has neither our services' packages nor a broker."""
+    absent = ["celery", "minio", "pydantic", "structlog", "grpc", "google.protobuf", "sqlalchemy", "matplotlib", "vllm"]
+    code = f"import sys, tests.bench.training; print([name for name in {absent!r} if name in sys.modules])"
+    root = Path(__file__).parents[2]
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=120, cwd=root)
+    assert done.stdout.strip() == "[]"
