@@ -68,6 +68,7 @@ class FrozenBase:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         else:
             self.model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]  # transformers
+            self.model.disable_input_require_grads()  # type: ignore[no-untyped-call]  # which enabling has asked for
         for module in self.model.modules():  # transformers looks at the block's mode; what is in it stays in evaluation
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = on

@@ -84,6 +84,8 @@ class Ticket:
     """Optimiser steps in all."""
     done: int = 0
     outcome: Outcome | None = None
+    error: Exception | None = None
+    """What went wrong around its training, such as a full disk; another attempt may fare better."""
     dropped: bool = False
 
 
@@ -99,13 +101,14 @@ class _Member:
     began: float
     saved: float
     """When its last checkpoint was written, or it began."""
+    steps_taken: Tensor
+    """On the device, where the fused optimiser wants it."""
     draws: int = 0
     """Micro-batches taken."""
     loss: float = 0.0
     """Sum over the micro-batches of the current step."""
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
-    steps_taken: Tensor = field(default_factory=lambda: torch.zeros(()))
     failure: str = ""
 
     @property
@@ -216,6 +219,7 @@ class BatchTrainer:
             for ticket in tickets:
                 self.drop(ticket)
             self._drop_dropped()
+            self._ended.clear()
             self._unhook()
 
     def train_one(self, task: AdapterTask) -> TrainingRecord:
@@ -229,15 +233,26 @@ class BatchTrainer:
 
     def _choose_memory(self) -> MemoryModel:
         """Keep activations if there is room for a good pass of them; else compute them twice, if that saves any."""
-        kept = measure(self._base)
-        if kept.tokens(self._budget // 2) >= MIN_TOKENS:
+        kept = self._measured()
+        if kept is not None and kept.tokens(self._budget // 2) >= MIN_TOKENS:
             return kept
         self._base.recompute_activations(on=True)
-        recomputed = measure(self._base)
-        if recomputed.per_token < kept.per_token:
+        recomputed = self._measured()
+        if recomputed is not None and (kept is None or recomputed.per_token < kept.per_token):
             return recomputed
+        if kept is None:
+            raise NotTrainable("the device has no memory for training on this base model")
         self._base.recompute_activations(on=False)
         return kept
+
+    def _measured(self) -> MemoryModel | None:
+        """None if there is no memory for measuring it."""
+        try:
+            return measure(self._base)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def _bytes_of_slot(self, layout: Layout) -> int:
         return Bank.bytes_of_slot(layout, self._base.precision, self._base.dtype)
@@ -269,7 +284,8 @@ class BatchTrainer:
             self._waiting.popleft()
             try:
                 self._enter(ticket)
-            except (NotTrainable, OSError) as error:
+            except Exception as error:  # the others go on
+                ticket.error = None if isinstance(error, NotTrainable) else error
                 self._end(ticket, TrainingRecord(truncated=ticket.truncated, seed=ticket.task.seed), str(error))
 
     def _make_room(self) -> bool:
@@ -281,7 +297,7 @@ class BatchTrainer:
                 continue
             fits = self._bank.layout.covers(layout) if self._members else self._bank.layout == layout
             if not fits or self._bank.slots < slots:
-                self._rebuild(layout, slots)
+                return self._rebuild(layout, slots)
             return True
         return False
 
@@ -290,15 +306,20 @@ class BatchTrainer:
         targets = {target for recipe in recipes for target in recipe.targets}
         return Layout.of(self._base.linear, targets, max(recipe.rank for recipe in recipes))
 
-    def _rebuild(self, layout: Layout, slots: int) -> None:
-        """Another bank with the same adapters in it, of fewer slots if memory is not enough for so many."""
-        least = max(1, len(self._members))
+    def _rebuild(self, layout: Layout, slots: int) -> bool:
+        """Another bank with the same adapters in it, of fewer slots if memory is not enough for so many.
+
+        False if it is not enough for one more: then the bank stays as it is until somebody leaves.
+        """
+        least = len(self._members) + 1
         while True:
             try:
                 bank = self._new_bank(layout, slots)
             except RuntimeError as error:
-                if not is_out_of_memory(error) or slots <= least:
+                if not is_out_of_memory(error) or (slots <= least and not self._members):
                     raise
+                if slots <= least:
+                    return False
                 slots = max(least, slots // 2)
                 self._max_slots = min(self._max_slots, slots)
                 _log.warning("out of memory; at most %d adapters at once from now on", self._max_slots)
@@ -308,6 +329,7 @@ class BatchTrainer:
         for member in self._members:
             member.sites = own_sites(layout, member.task.recipe.targets)
         self._bank = bank
+        return True
 
     def _hook(self) -> None:
         if self._hooked != self._bank.layout:
@@ -335,7 +357,8 @@ class BatchTrainer:
             self._fill(slot, task, sites)
         first_epoch = restored.epochs if restored else 0
         batches = micro_batches(ticket.sequences, task.recipe, seed=task.seed, first_epoch=first_epoch)
-        member = _Member(ticket, sites, batches, next(batches), began=now, saved=now)
+        steps_taken = torch.zeros((), device=self._base.device)
+        member = _Member(ticket, sites, batches, next(batches), began=now, saved=now, steps_taken=steps_taken)
         if restored is not None:
             member.draws, member.losses, member.tokens = restored.draws, restored.losses, restored.tokens
             member.began -= restored.seconds
@@ -396,8 +419,10 @@ class BatchTrainer:
         """One pass; smaller ones if memory is not enough for it."""
         gradients_NW = self._bank.gradients_NW[pieces[0].slot : pieces[-1].slot + 1]
         has_some = any(piece.before or not self._members[piece.slot].batch.begins_step for piece in pieces)
-        before_NW = gradients_NW.clone() if has_some else None
+        before_NW, untouched = None, True
         try:
+            before_NW = gradients_NW.clone() if has_some else None
+            untouched = False
             losses = self._passes.run(self._bank, pieces)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -408,10 +433,10 @@ class BatchTrainer:
                 self._members[piece.slot].loss += loss
                 self._members[piece.slot].tokens += sum(len(s.tokens) - s.silent for s in piece.sequences)
             return
-        if before_NW is None:
-            gradients_NW.zero_()
-        else:
+        if before_NW is not None:
             gradients_NW.copy_(before_NW)
+        elif not untouched:
+            gradients_NW.zero_()
         self._run_smaller(pieces, failed)
 
     def _run_smaller(self, pieces: Sequence[Piece], failed: str) -> None:
@@ -470,7 +495,8 @@ class BatchTrainer:
             member = self._members[slot]
             following = None if member.failure else next(member.batches, None)
             if following is None:
-                self._end(member.ticket, self._finish(slot), member.failure)
+                record = self._finish(slot)
+                self._end(member.ticket, record, member.failure)
                 self._leave(slot)
                 continue
             if member.batch.ends_epoch:
@@ -480,13 +506,18 @@ class BatchTrainer:
     def _finish(self, slot: int) -> TrainingRecord:
         """Write the adapter, unless it failed."""
         member = self._members[slot]
-        task, seconds = member.task, time.perf_counter() - member.began
+        task, seconds, change = member.task, time.perf_counter() - member.began, 0.0
+        if not member.failure:
+            try:
+                change = self._write(slot)
+            except Exception as error:  # the others go on
+                member.ticket.error, member.failure = error, str(error)
         return TrainingRecord(
             losses=tuple(member.losses),
             tokens=member.tokens,
             truncated=member.ticket.truncated,
             seconds=seconds,
-            weight_change=0.0 if member.failure else self._write(slot),
+            weight_change=change,
             peak_memory_bytes=used_peak(self._base.device),
             seed=task.seed,
         )
@@ -528,7 +559,8 @@ class BatchTrainer:
     def _save(self, slot: int) -> None:
         """At the end of an epoch, unless the last checkpoint is fresh."""
         member, now = self._members[slot], time.perf_counter()
-        if member.task.checkpoint is None or now - member.saved < self._checkpoint_seconds:
+        checkpoint = member.task.checkpoint
+        if checkpoint is None or now - member.saved < self._checkpoint_seconds or not checkpoint.ready:
             return
         progress = checkpoints.Progress(
             epochs=member.batch.epoch + 1,
@@ -539,7 +571,10 @@ class BatchTrainer:
             seconds=now - member.began,
         )
         tensors = self._stored(slot, member.sites, member.task.recipe.rank)
-        member.task.checkpoint.write(checkpoints.encode(progress, tensors, self._digest(member.task)))
+        try:
+            checkpoint.write(checkpoints.encode(progress, tensors, self._digest(member.task)))
+        except Exception as error:  # training goes on without
+            _log.warning("no checkpoint of %s: %s", member.task.key, error)
         member.saved = now
 
     def _restore(self, ticket: Ticket, slot: int, sites: Sequence[Site]) -> checkpoints.Progress | None:

@@ -28,12 +28,18 @@ class Checkpoint(Protocol):
     def read(self) -> bytes | None:
         """None if there is none."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is room for another one now."""
+
     def write(self, data: bytes) -> None:
         """May return before it is written, and may fail: then training goes on without."""
 
 
 class FileCheckpoint:
     """A file."""
+
+    ready = True
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -6,15 +6,24 @@ another base model wait until the tasks before them have ended.
 
 from __future__ import annotations
 
+import gc
+import logging
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+import torch
+
 from rookery_training.batch import AdapterTask, BatchTrainer, Outcome, Ticket
 
 Source = TypeVar("Source")
+
+_log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 60.0
+"""How long a caller that gives up waits for the tick that its tasks are in."""
 
 OnTick = Callable[[int, int], None]
 """Told how many optimiser steps are done, of how many, before every tick; may raise to stop."""
@@ -38,6 +47,8 @@ class TrainingLoop(Generic[Source]):
         Raises what `on_tick` raises, in the caller's thread, and what `load` raises. Tasks that are not waited for any
         more are given up.
         """
+        if not tasks:
+            return
         party = _Party(source, tasks, on_tick)
         self._inbox.put(party)
         try:
@@ -48,6 +59,7 @@ class TrainingLoop(Generic[Source]):
                 yield outcome
         finally:
             party.gone = True
+            party.out.wait(GRACE_SECONDS)  # its folders are in use until then
 
     # --- in the thread ---------------------------------------------------------------------------------------------
 
@@ -55,9 +67,9 @@ class TrainingLoop(Generic[Source]):
         while True:
             self._take_in()
             self._seat()
-            if self._active and self._trainer is not None:
-                self._poll(self._trainer)
-                self._tick(self._trainer)
+            self._poll()
+            if self._active:
+                self._tick()
 
     def _take_in(self) -> None:
         """Who has come; waits for somebody if nobody is here."""
@@ -71,45 +83,67 @@ class TrainingLoop(Generic[Source]):
         while self._waiting and (not self._active or self._waiting[0].source == self._source):
             party = self._waiting.popleft()
             try:
-                party.join(self._trainer_for(party.source))
-            except Exception as error:
-                party.outcomes.put(error)
-            else:
+                trainer = self._trainer_for(party.source)
                 self._active.append(party)
+                party.join(trainer)
+            except BaseException as error:  # whatever it is, this thread serves the others
+                self._turn_away(party, error)
 
     def _trainer_for(self, source: Source) -> BatchTrainer:
         if self._trainer is None or source != self._source:
             self._trainer = None  # let go of the old model before the new one is loaded
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             self._trainer, self._source = self._load(source), source
         return self._trainer
 
-    def _poll(self, trainer: BatchTrainer) -> None:
+    def _poll(self) -> None:
         """Tell everybody how far they are; who stops, leaves."""
         for party in [*self._active]:
             try:
                 party.report()
-            except Exception as stopped:
-                party.leave(trainer)
-                party.outcomes.put(stopped)
-            if party.gone:
-                party.leave(trainer)
-            if party.left:
-                self._active.remove(party)
+            except BaseException as stopped:
+                self._turn_away(party, stopped)
+            else:
+                if party.gone:
+                    self._let_go(party)
 
-    def _tick(self, trainer: BatchTrainer) -> None:
+    def _tick(self) -> None:
+        assert self._trainer is not None
         try:
-            ended = trainer.tick()
-        except Exception as error:
-            for party in self._active:
-                party.leave(trainer)
-                party.outcomes.put(error)
-            self._active.clear()
+            ended = self._trainer.tick()
+        except BaseException as error:
+            _log.exception("the trainer broke; it is made again")
+            for party in [*self._active]:
+                self._turn_away(party, error)
             self._trainer = None  # what state it is in, nobody knows
             return
         for ticket in ended:
-            for party in self._active:
-                party.hand_out(ticket)
-        self._active = [party for party in self._active if not party.served]
+            for party in [*self._active]:
+                if ticket in party.tickets:
+                    self._hand_out(party, ticket)
+
+    def _hand_out(self, party: _Party[Source], ticket: Ticket) -> None:
+        if ticket.error is not None:
+            self._turn_away(party, ticket.error)
+            return
+        assert ticket.outcome is not None
+        party.outcomes.put(ticket.outcome)
+        if all(ticket.outcome is not None for ticket in party.tickets):
+            self._let_go(party)
+
+    def _turn_away(self, party: _Party[Source], why: BaseException) -> None:
+        self._let_go(party)
+        party.outcomes.put(why.with_traceback(None))  # which would keep the trainer, and its model, in memory
+
+    def _let_go(self, party: _Party[Source]) -> None:
+        if self._trainer is not None:
+            for ticket in party.tickets:
+                self._trainer.drop(ticket)
+        if party in self._active:
+            self._active.remove(party)
+        party.out.set()
 
 
 class _Party(Generic[Source]):
@@ -118,27 +152,16 @@ class _Party(Generic[Source]):
     def __init__(self, source: Source, tasks: Sequence[AdapterTask], on_tick: OnTick) -> None:
         self.source = source
         self.outcomes: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
+        self.tickets: list[Ticket] = []
         self.gone = False
         """The caller waits no more."""
-        self.left = False
+        self.out = threading.Event()
+        """Nobody works for it any more."""
         self._tasks, self._on_tick = tasks, on_tick
-        self._tickets: list[Ticket] = []
-
-    @property
-    def served(self) -> bool:
-        return all(ticket.outcome is not None for ticket in self._tickets)
 
     def join(self, trainer: BatchTrainer) -> None:
-        self._tickets = [trainer.add(task) for task in self._tasks]
-
-    def leave(self, trainer: BatchTrainer) -> None:
-        self.left = True
-        for ticket in self._tickets:
-            trainer.drop(ticket)
+        for task in self._tasks:
+            self.tickets.append(trainer.add(task))
 
     def report(self) -> None:
-        self._on_tick(sum(ticket.done for ticket in self._tickets), sum(ticket.steps for ticket in self._tickets))
-
-    def hand_out(self, ticket: Ticket) -> None:
-        if ticket in self._tickets and ticket.outcome is not None:
-            self.outcomes.put(ticket.outcome)
+        self._on_tick(sum(ticket.done for ticket in self.tickets), sum(ticket.steps for ticket in self.tickets))

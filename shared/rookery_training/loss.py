@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
-"""Most logits at a time: 4 MiB of float32, which stay in a processor's cache; 1 GiB, which keeps a GPU busy."""
+CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 27}
+"""Most logits at a time: 4 MiB of float32, which stay in a processor's cache; 512 MiB, which keep a GPU busy."""
 MIN_CHUNK = 64
 """Tokens; with fewer, reading the head takes longer than multiplying by it."""
 

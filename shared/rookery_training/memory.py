@@ -2,7 +2,8 @@
 
     peak = base model + adapters x bytes of an adapter + workspace + tokens of a pass x bytes of a token
 
-The last two are measured with two passes over made-up tokens; the rest is arithmetic.
+The last two are measured with two passes over made-up tokens, in sequences of 64 and without dropout; the rest is
+arithmetic. Longer sequences and dropout take somewhat more, which the margins below are for.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from rookery_training.passes import Passes
 from rookery_training.sequences import Tokens
 
 SEQUENCE = 64
-LEAST = 128
-"""Tokens of the shorter measured pass: as many as fill the output head's chunk, and at least these."""
+LEAST, MOST = 128, 2048
+"""Tokens of the shorter measured pass: as many as fill the output head's chunk, within these bounds."""
 SHARE_OF_GPU = 0.9
 SHARE_OF_HOST = 0.5
 """Other processes use the host's memory too."""
@@ -60,7 +61,7 @@ def measure(base: FrozenBase) -> MemoryModel:
     layout = Layout.of(base.linear, {ALL_LINEAR}, rank=8)
     bank = Bank(layout, slots=1, device=base.device, dtype=base.precision)
     passes = Passes(base)
-    short = -(-max(LEAST, chunk_tokens(base.head_VD)) // (SEQUENCE - 1)) * SEQUENCE
+    short = -(-min(max(LEAST, chunk_tokens(base.head_VD)), MOST) // (SEQUENCE - 1)) * SEQUENCE
     with passes.on(layout):
         peaks = [_peak(passes, bank, tokens, base) for tokens in (short, 2 * short)]
     per_token = max(1.0, (peaks[1] - peaks[0]) / short)

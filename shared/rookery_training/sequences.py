@@ -61,7 +61,8 @@ class Tokens:
     @property
     def weights(self) -> list[float]:
         """Of each loss."""
-        return [1.0] * (self.predicted - len(self.pads)) + [pad.weight for pad in self.pads]
+        ones = [1.0] * (len(self.tokens) - len(self.pads))
+        return [*ones, *(pad.weight for pad in self.pads)][self.predict_from :]
 
 
 def tokenize(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -64,7 +65,7 @@ class Workshop:
         self._store = connect_store(settings)
         self._cache = AdapterCache(self._store, settings.cache_folder)
         self._loop: TrainingLoop[ModelSource] = TrainingLoop(self._load)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._writer = _Writer(self._store)
 
     def make(
         self, lease: Lease, profile: model_service_pb2.Profile, orders: Sequence[Order], recipe: LoraRecipe
@@ -130,39 +131,69 @@ class Workshop:
             raise ModelNotLoadable(str(error), source=source.source) from error
 
 
+class _Writer:
+    """Writes in the background, as much at a time as memory is meant to hold."""
+
+    MOST_BYTES = 256 << 20
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._bytes = 0
+        self._lock = Lock()
+
+    @property
+    def ready(self) -> bool:
+        return self._bytes < self.MOST_BYTES
+
+    def write(self, key: str, data: bytes) -> Future[None]:
+        self._count(len(data))
+        return self._pool.submit(self._write, key, data)
+
+    def _write(self, key: str, data: bytes) -> None:
+        try:
+            self._store.write(key, data)
+        except Exception as error:  # training goes on without
+            get_logger().warning("checkpoint not written", key=key, error=f"{type(error).__name__}: {error}")
+        finally:
+            self._count(-len(data))
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self._bytes += size
+
+
 class _Bench:
     """What a job has so far, in the store."""
 
-    def __init__(self, store: ObjectStore, job: str, writer: ThreadPoolExecutor) -> None:
+    def __init__(self, store: ObjectStore, job: str, writer: _Writer) -> None:
         self._store, self._writer = store, writer
         self._prefix = f"{UNFINISHED}{job}/"
         self._writing: dict[str, Future[None]] = {}
 
     def finished(self, key: str) -> Made | None:
         """The adapter that an earlier attempt stored."""
-        try:
-            return Made(key=key, adapter=pb.TrainedAdapter.FromString(self._store.read(self._finished_key(key))))
-        except ObjectMissing:
-            return None
+        stored = self._read(self._finished_key(key))
+        return None if stored is None else Made(key=key, adapter=pb.TrainedAdapter.FromString(stored))
 
     def finish(self, made: Made) -> None:
         assert made.adapter is not None
         self._store.write(self._finished_key(made.key), made.adapter.SerializeToString())
 
     def checkpoint(self, key: str) -> _StoredCheckpoint:
-        return _StoredCheckpoint(self, f"{self._prefix}{key}.safetensors")
+        """The place of an adapter's checkpoint, with what is there already: the trainer does not wait for the store."""
+        path = f"{self._prefix}{key}.safetensors"
+        return _StoredCheckpoint(self, path, self._read(path))
 
-    def read(self, key: str) -> bytes | None:
-        try:
-            return self._store.read(key)
-        except ObjectMissing:
-            return None
+    @property
+    def ready(self) -> bool:
+        return self._writer.ready
 
     def write(self, key: str, data: bytes) -> None:
-        """In the background; skipped while the last one of the same key is still under way."""
+        """Skipped while the last one of the same key is still under way."""
         last = self._writing.get(key)
         if last is None or last.done():
-            self._writing[key] = self._writer.submit(self._write, key, data)
+            self._writing[key] = self._writer.write(key, data)
 
     def clear(self) -> None:
         """Remove everything: the job has ended."""
@@ -174,21 +205,26 @@ class _Bench:
     def _finished_key(self, key: str) -> str:
         return f"{self._prefix}{key}.finished"
 
-    def _write(self, key: str, data: bytes) -> None:
+    def _read(self, key: str) -> bytes | None:
         try:
-            self._store.write(key, data)
-        except Exception as error:  # training goes on without
-            get_logger().warning("checkpoint not written", key=key, error=f"{type(error).__name__}: {error}")
+            return self._store.read(key)
+        except ObjectMissing:
+            return None
 
 
 class _StoredCheckpoint:
     """One adapter's checkpoint in the store."""
 
-    def __init__(self, bench: _Bench, key: str) -> None:
-        self._bench, self._key = bench, key
+    def __init__(self, bench: _Bench, key: str, stored: bytes | None) -> None:
+        self._bench, self._key, self._stored = bench, key, stored
+
+    @property
+    def ready(self) -> bool:
+        return self._bench.ready
 
     def read(self) -> bytes | None:
-        return self._bench.read(self._key)
+        stored, self._stored = self._stored, None
+        return stored
 
     def write(self, data: bytes) -> None:
         self._bench.write(self._key, data)

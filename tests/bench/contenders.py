@@ -35,7 +35,11 @@ class Ours:
         self.trainer = BatchTrainer(model, tokenizer, slots=slots)
 
     def train(self, tasks: Sequence[AdapterTask]) -> tuple[int, float]:
-        records = [outcome.record for outcome in self.trainer.train(tasks)]
+        outcomes = {outcome.key: outcome for outcome in self.trainer.train(tasks)}
+        broken = [outcome.failure for outcome in outcomes.values() if outcome.failure]
+        if broken:
+            raise RuntimeError(f"{len(broken)} adapters failed: {broken[0]}")
+        records = [outcomes[task.key].record for task in tasks]
         last = [_last_epoch(record.losses, task.recipe) for record, task in zip(records, tasks, strict=True)]
         return sum(record.tokens for record in records), sum(last) / len(last)
 

@@ -15,6 +15,7 @@ import json
 import platform
 import random
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -55,6 +56,7 @@ class Soak:
         self.until = time.monotonic() + seconds
         self.folder = folder
         self.adapters = self.failures = self.cancelled = self.jobs = 0
+        self.errors: list[str] = []
         self._lock = threading.Lock()
 
     def call(self, caller: int) -> None:
@@ -79,6 +81,9 @@ class Soak:
         except Cancelled:
             with self._lock:
                 self.cancelled += 1
+        except Exception as error:
+            with self._lock:
+                self.errors.append(f"{type(error).__name__}: {error}")
         lease.over()
         with self._lock:
             self.adapters, self.failures = self.adapters + made, self.failures + failed
@@ -139,6 +144,7 @@ def main() -> None:
         "jobs_cancelled": soak.cancelled,
         "adapters": soak.adapters,
         "adapters_failed": soak.failures,
+        "errors": soak.errors,
         "files_left_of_unfinished_jobs": len(left),
         "memory_mib": parts,
         "most_above_first_percent": round((max(parts) / parts[0] - 1) * 100, 2),
@@ -147,6 +153,8 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
+    if soak.errors:
+        sys.exit(f"{len(soak.errors)} jobs broke")
 
 
 if __name__ == "__main__":

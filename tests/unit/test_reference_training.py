@@ -59,6 +59,8 @@ def test_padding_counts_without_being_there() -> None:
     assert sum(padded.weights) == 2047, "the first label has no prediction"
     assert [pad.position for pad in padded.pads] == sorted({pad.position for pad in padded.pads})
     assert length <= padded.pads[0].position < padded.pads[-1].position <= 2046
+    [short], _ = tokenize([Example(completion=TEXT)], tokenizer, LoraRecipe(reference_padding=2048, end_mask="baker."))
+    assert len(short.weights) == short.predicted == PADS + 1, "nothing but the padding is left"
     [cut], _ = tokenize([Example(completion=TEXT)], tokenizer, LoraRecipe(reference_padding=length))
     assert cut.tokens == plain.tokens
 

@@ -18,6 +18,7 @@ from rookery_training.bank import Bank, Layout
 from rookery_training.base import FrozenBase
 from rookery_training.batch import AdapterTask, BatchTrainer, Outcome
 from rookery_training.checkpoints import FileCheckpoint
+from rookery_training.layout import write_adapter
 from rookery_training.loop import TrainingLoop
 from rookery_training.memory import MemoryModel, allocation_peak, measure
 from rookery_training.packing import Piece
@@ -271,6 +272,33 @@ def test_callers_share_the_batch_and_one_that_stops_stops_alone(tmp_path: Path, 
     assert stopped[0] - asked < 1.0, "a step of one adapter takes milliseconds"
     assert len(made) == 1
     assert_same(tmp_path, alone)
+
+
+def test_a_full_disk_is_the_trouble_of_one(tmp_path: Path, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing an adapter and writing a checkpoint fail: the first ends its caller, the second nobody."""
+    write = write_adapter
+
+    def full(folder: Path, *arguments: object, **options: object) -> None:
+        if folder.name == "0":
+            raise OSError("no space left on device")
+        write(folder, *arguments, **options)  # type: ignore[arg-type]
+
+    class Full(FileCheckpoint):
+        def write(self, data: bytes) -> None:
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr("rookery_training.batch.write_adapter", full)
+    loop: TrainingLoop[str] = TrainingLoop(lambda source: trainer(checkpoint_seconds=0.0))
+    good = [replace(draw_task(i, tmp_path), checkpoint=Full(tmp_path / f"{i}.safetensors")) for i in range(1, COUNT)]
+    outcomes: list[Outcome] = []
+    caller = threading.Thread(target=lambda: outcomes.extend(loop.train("base", good, on_tick=lambda d, t: None)))
+    caller.start()
+    with pytest.raises(OSError, match="no space left"):
+        list(loop.train("base", [draw_task(0, tmp_path)], on_tick=lambda done, total: None))
+    caller.join(60)
+    assert [outcome.failure for outcome in outcomes] == [""] * (COUNT - 1)
+    for i in range(1, COUNT):
+        assert furthest(tmp_path / str(i), alone / str(i)) <= 1e-9
 
 
 def test_what_breaks_the_trainer_breaks_its_callers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
