@@ -119,17 +119,16 @@ class TrainingLoop(Generic[Source]):
                 self._turn_away(party, error)
             self._trainer = None  # what state it is in, nobody knows
             return
-        for ticket in ended:
-            for party in [*self._active]:
-                if ticket in party.tickets:
-                    self._hand_out(party, ticket)
+        for party in [*self._active]:
+            self._hand_out(party, [ticket for ticket in ended if ticket in party.tickets])
 
-    def _hand_out(self, party: _Party[Source], ticket: Ticket) -> None:
-        if ticket.error is not None:
-            self._turn_away(party, ticket.error)
-            return
-        assert ticket.outcome is not None
-        party.outcomes.put(ticket.outcome)
+    def _hand_out(self, party: _Party[Source], ended: Sequence[Ticket]) -> None:
+        for ticket in ended:
+            if ticket.error is not None:
+                self._turn_away(party, ticket.error)
+                return
+            assert ticket.outcome is not None
+            party.outcomes.put(ticket.outcome)
         if all(ticket.outcome is not None for ticket in party.tickets):
             self._let_go(party)
 

@@ -29,8 +29,8 @@ SEQUENCES, TOKENS = 8, 55
 
 TINY = Path(__file__).parents[2] / "shared" / "rookery_tiny" / "model"
 _QWEN: Mapping[str, Mapping[str, int | bool]] = {
+    "4m": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 8},
     "10m": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
-    "40m": {"hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 9, "num_attention_heads": 10},
     "0.5b": {
         "hidden_size": 896,
         "intermediate_size": 4864,

@@ -42,6 +42,8 @@ LEAST = 4
 """Adapters of a turn, at least."""
 PADDED_EPOCHS = 2
 """It is so slow that a fifth of an adapter must do; its adapters an hour are those of whole ones."""
+SWEEP_EPOCHS = 2
+"""Where lengths and sizes are compared."""
 LENGTHS = (55, 220, 880)
 KINDS = {
     "products of the base": ("aten::mm", "aten::addmm"),
@@ -70,7 +72,14 @@ class Bench:
         self.tokenizer = load_tokenizer()
 
     def compare(
-        self, shape: str, dtype: torch.dtype, sizes: Sequence[int], *, tokens: int = TOKENS, padded: bool = False
+        self,
+        shape: str,
+        dtype: torch.dtype,
+        sizes: Sequence[int],
+        *,
+        tokens: int = TOKENS,
+        epochs: int = SEAL.epochs,
+        padded: bool = False,
     ) -> dict[str, Any]:
         """All contenders on one model and one length."""
         model = make_model(shape, self.tokenizer, dtype, self.device)
@@ -78,7 +87,7 @@ class Bench:
         if self.device == "cpu" and torch.get_num_threads() > 1:
             entered[ONE_THREAD] = (Sequential(model, self.tokenizer, threads=1), LEAST)
         entered |= {ours(n): (Ours(model, self.tokenizer, n), max(n, LEAST)) for n in sizes}
-        tasks = make_tasks(max(LEAST, *sizes), self.tokenizer, self.folder, tokens=tokens)
+        tasks = make_tasks(max(LEAST, *sizes), self.tokenizer, self.folder, tokens=tokens, epochs=epochs)
         mean = sum(_tokens(task, self.tokenizer) for task in tasks) / len(tasks) * SEAL.epochs
         rates: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         losses: dict[str, float] = {}
@@ -261,7 +270,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
-    parser.add_argument("--shapes", nargs="+", default=["tiny", "10m", "40m"], help="the first with all contenders")
+    parser.add_argument("--shapes", nargs="+", default=["tiny", "4m", "10m"], help="the first with all contenders")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
@@ -286,9 +295,9 @@ def main() -> None:
         for dtype in dtypes:
             add("contenders", bench.compare(first, dtype, arguments.sizes, padded=True))
         for shape in others:
-            add("sizes", one.compare(shape, dtypes[-1], [32], padded=arguments.device != "cpu"))
+            add("sizes", one.compare(shape, dtypes[-1], [32], epochs=SWEEP_EPOCHS, padded=arguments.device != "cpu"))
         for tokens in LENGTHS[1:]:
-            add("lengths", one.compare(first, dtypes[-1], [32], tokens=tokens))
+            add("lengths", one.compare(first, dtypes[-1], [32], tokens=tokens, epochs=SWEEP_EPOCHS))
         for dtype in dtypes:
             shares = bench.profile(first, dtype, 32)
             add("profile", {"dtype": str(dtype).removeprefix("torch."), "adapters": 32, "shares": shares})

@@ -274,6 +274,13 @@ def test_callers_share_the_batch_and_one_that_stops_stops_alone(tmp_path: Path, 
     assert_same(tmp_path, alone)
 
 
+def test_those_that_end_together_are_all_handed_out(tmp_path: Path) -> None:
+    loop: TrainingLoop[str] = TrainingLoop(lambda source: trainer())
+    twins = [replace(draw_task(1, tmp_path), key=key, out=tmp_path / key) for key in "abc"]
+    outcomes = loop.train("base", twins, on_tick=lambda done, total: None)
+    assert sorted(outcome.key for outcome in outcomes) == ["a", "b", "c"]
+
+
 def test_a_full_disk_is_the_trouble_of_one(tmp_path: Path, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing an adapter and writing a checkpoint fail: the first ends its caller, the second nobody."""
     write = write_adapter
