@@ -24,6 +24,7 @@ from rookery_coordinator.api.jobs import JobApi
 from rookery_coordinator.api.models import ModelApi
 from rookery_coordinator.api.runs import RunApi
 from rookery_coordinator.database import Database
+from rookery_coordinator.leftovers import Leftovers
 from rookery_coordinator.reaper import Reaper
 from rookery_coordinator.relay import BATCH, Relay
 from rookery_coordinator.settings import CoordinatorSettings
@@ -44,12 +45,14 @@ async def serve(settings: CoordinatorSettings) -> None:
     internal = RpcServer(_internal(units, settings), address=settings.job_address)
     relay = Relay(database, make_app(broker_url=settings.broker_url))
     reaper = Reaper(database, forgotten_seconds=settings.forgotten_seconds)
+    leftovers = Leftovers(database, connect_store(settings))
     try:
         await run_until_signalled(
             [internal, public],
             background=[
                 _forever(relay.send_due, pause=lambda sent: 0.0 if sent == BATCH else settings.relay_seconds),
                 _forever(reaper.sweep, pause=lambda _: settings.lease_seconds / 6),
+                _forever(leftovers.sweep, pause=lambda _: settings.leftovers_seconds),
             ],
         )
     finally:

@@ -16,6 +16,8 @@ class CoordinatorSettings(ServiceSettings, StoreSettings):
     """Where the internal API for workers listens."""
     lease_seconds: float = 30.0
     """A worker that has not been heard of for this long has lost its job."""
+    leftovers_seconds: float = 60.0
+    """How often the store is searched for what ended jobs have left there."""
     forgotten_seconds: float = 60.0
     """A queue without a claim for this long has its waiting jobs announced again."""
     relay_seconds: float = 0.1

@@ -23,16 +23,13 @@ from rookery_shared.jobs.runner import Lease
 from rookery_shared.log import get_logger
 from rookery_shared.settings import TrainerSettings
 from rookery_shared.store.adapters import AdapterCache, Origin, adapter_name, publish
-from rookery_shared.store.base import ObjectStore
+from rookery_shared.store.base import UNFINISHED, ObjectStore
 from rookery_shared.store.connect import connect_store
 from rookery_shared.types import Example, LoraRecipe
 from rookery_shared.wire import training_to_proto
 from rookery_training.base import NotTrainable
 from rookery_training.batch import AdapterTask, BatchTrainer, Outcome
 from rookery_training.loop import TrainingLoop
-
-UNFINISHED = "unfinished/"
-"""Where jobs that have not ended keep what they have, by job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ from rookery_training.bank import Bank, Layout
 from rookery_training.base import FrozenBase
 from rookery_training.batch import AdapterTask
 from rookery_training.memory import measure
+from rookery_training.sequences import micro_batches, tokenize
 from tests.bench.contenders import Contender, Ours, PaddedSequential, Sequential
 from tests.bench.shapes import SEAL, SEQUENCES, TOKENS, load_tokenizer, make_model, make_tasks, multiplied_weights
 
@@ -204,7 +205,7 @@ def _memory(shape: str, dtype: torch.dtype, device: str, slots: int) -> dict[str
         predicted = measure(base)
         Sequential(model, tokenizer).train(make_tasks(1, tokenizer, Path(folder), epochs=1))  # loads all code
         tasks = make_tasks(slots, tokenizer, Path(folder), epochs=1)
-        longest = sum(max(len(tokenizer.encode(e.completion)) for e in task.examples) for task in tasks)
+        longest = _longest_tick(tasks, tokenizer)
         before = _held(device)
         contender.train(tasks)
         measured = _peak(device) - before
@@ -221,6 +222,16 @@ def _memory(shape: str, dtype: torch.dtype, device: str, slots: int) -> dict[str
         "predicted_mib": _mib(expected),
         "measured_mib": _mib(measured),
     }
+
+
+def _longest_tick(tasks: Sequence[AdapterTask], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Most tokens of all adapters' micro-batches at one time; here all have the same number of them."""
+    sequences = [tokenize(task.examples, tokenizer, task.recipe)[0] for task in tasks]
+    ticks = zip(
+        *(micro_batches(own, task.recipe, seed=task.seed) for own, task in zip(sequences, tasks, strict=True)),
+        strict=True,
+    )
+    return max(sum(len(s.tokens) for batch in batches for s in batch.sequences) for batches in ticks)
 
 
 def _held(device: str) -> int:

@@ -70,7 +70,7 @@ def adapters_of(system: System, run: str, folder: Path) -> dict[tuple[float, int
 
 def test_a_killed_batch_goes_on_from_its_checkpoints(watchful: System, system: System, tmp_path: Path) -> None:
     """kill -9 with every adapter of the batch in the middle: the adapters are those of an undisturbed run."""
-    epochs = 60
+    epochs = 40
     run = watchful.client.create_run(long_run(epochs=epochs, seed=7)).name
     wait_until(lambda: len(unfinished(watchful)) >= 4, seconds=60, what="checkpoints of half of the batch")
     kill(watchful, "student-" + watchful.student.removeprefix("profiles/"))
@@ -114,7 +114,7 @@ def test_adaptations_that_arrive_together_share_a_batch(watchful: System) -> Non
     contexts = as_messages(make_contexts(Surnames.TEST, 3, seed=5))
     recipe = type(STUDENT_RECIPE)()
     recipe.CopyFrom(STUDENT_RECIPE)
-    recipe.epochs = 40
+    recipe.epochs = 20
     names = [
         watchful.client.create_adaptation(
             teacher=watchful.teacher,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sqlalchemy import ColumnElement, func, select, update
 
 from rookery_coordinator import outcomes, report, rounds
 from rookery_coordinator.database import Database, now
+from rookery_coordinator.leftovers import Leftovers
 from rookery_coordinator.policies import active_recipe, set_active
 from rookery_coordinator.reaper import Reaper
 from rookery_coordinator.tables import (
@@ -31,6 +33,7 @@ from rookery_coordinator.tables import (
 from rookery_coordinator.types import Failure, JobKind, JobState, Purpose, Reward, RunPlan, State, TrialState
 from rookery_coordinator.works import find_run, find_work
 from rookery_shared.errors import InvalidField, JobNotQueued, StaleEpoch
+from rookery_shared.store.local import LocalStore
 from rookery_shared.types import LoraRecipe, Question
 from tests.integration.workers import Workers
 from tests.integration.worlds import STUDENT, TEACHER, make_adaptation, make_profiles, make_run
@@ -94,6 +97,21 @@ def test_an_adaptation_without_any_adapter_fails_and_says_why(database: Database
         assert work.state is State.FAILED
         assert work.failure_reason == "TRAINING_FAILED"
         assert work.failure_message == "no adapter could be trained: no luck"
+
+
+def test_what_ended_jobs_left_in_the_store_is_removed(database: Database, workers: Workers, tmp_path: Path) -> None:
+    make_run(database)
+    workers.run_all()
+    make_run(database)
+    with database.read() as session:
+        ended = session.scalars(select(Job.id).where(Job.state == JobState.SUCCEEDED)).first()
+        queued = session.scalars(select(Job.id).where(Job.state == JobState.QUEUED)).first()
+    store = LocalStore(tmp_path)
+    for job in (ended, queued, "of-another-coordinator"):
+        store.write(f"unfinished/{job}/trial.safetensors", b"half")
+    Leftovers(database, store).sweep()
+    kept = {f"unfinished/{job}/trial.safetensors" for job in (queued, "of-another-coordinator")}
+    assert {*store.keys("unfinished/")} == kept
 
 
 def test_policies_form_two_lines(database: Database, workers: Workers) -> None:

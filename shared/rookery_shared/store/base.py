@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+UNFINISHED = "unfinished/"
+"""Where jobs that have not ended keep what they have: `unfinished/{job}/`, of no use once the job has ended."""
+
 
 class ObjectStore(Protocol):
     """Keys are relative paths with '/' between their parts. A written object is whole or absent, never partial."""
