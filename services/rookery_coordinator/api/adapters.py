@@ -28,7 +28,7 @@ class AdapterApi(AdapterServiceServicer):
 
     async def GetAdapter(self, request: pb.GetAdapterRequest, context: RpcContext) -> pb.Adapter:
         return await self._units.read(
-            lambda session: adapter_message(session, aliases.find_adapter(session, request.name))
+            lambda session: adapter_message(session, aliases.find_adapter(session, request.name), full=True)
         )
 
     async def ListAdapters(self, request: pb.ListAdaptersRequest, context: RpcContext) -> pb.ListAdaptersResponse:
@@ -44,7 +44,7 @@ class AdapterApi(AdapterServiceServicer):
                 size=request.page_size,
                 token=request.page_token,
             )
-            adapters = [adapter_message(session, row) for row in rows]
+            adapters = [adapter_message(session, row, full=False) for row in rows]
             return pb.ListAdaptersResponse(adapters=adapters, next_page_token=token)
 
         return await self._units.read(read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from google.protobuf.duration_pb2 import Duration
@@ -100,7 +101,9 @@ def measurement_message(measured: report.Measurement | None) -> measurement_pb2.
     )
 
 
-def adapter_message(session: Session, adapter: tables.Adapter) -> adapter_service_pb2.Adapter:
+def adapter_message(session: Session, adapter: tables.Adapter, *, full: bool) -> adapter_service_pb2.Adapter:
+    """`full` adds the loss curve."""
+    training = to_training(adapter.training)
     return adapter_service_pb2.Adapter(
         name=adapter.name,
         profile=adapter.profile,
@@ -111,7 +114,7 @@ def adapter_message(session: Session, adapter: tables.Adapter) -> adapter_servic
         gain=measurement_message(aliases.adapter_gain(session, adapter)),
         aliases=aliases.aliases_of(session, adapter),
         create_time=timestamp(adapter.create_time),
-        training=training_to_proto(to_training(adapter.training)),
+        training=training_to_proto(training if full else replace(training, losses=())),
     )
 
 

@@ -115,7 +115,7 @@ class Training(_message.Message):
     """Output only. What decided its first weights and the order of its sequences."""
     @_builtins.property
     def losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Output only. Mean loss of each optimiser step, in nats per predicted token."""
+        """Output only. Mean loss of each optimiser step, in nats per predicted token. Empty in lists."""
 
     def __init__(
         self,
