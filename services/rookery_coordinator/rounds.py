@@ -426,29 +426,31 @@ def _select(session: Session, work: Work, round_: Round) -> list[str]:
         ).all()
         if round_.purpose is Purpose.CONTROL:
             rng = random.Random(derive_seed(plan.seed, "control", round_.position, context.position))
-            chosen = rewards.random_of([row.text for row in written], rng)
+            candidates = written
+            chosen = rewards.random_of([row.text for row in candidates], rng)
         else:
             keep = plan.keep_without_gain  # type: ignore[union-attr]  # only runs train a teacher
-            candidates = _candidates(session, written)
-            place = rewards.keep_of([*candidates.values()], keep_without_gain=keep)
-            chosen = None if place is None else [*candidates][place]
+            candidates, earned = _scored(session, written)
+            chosen = rewards.keep_of(earned, keep_without_gain=keep)
         if chosen is not None:
-            kept.append(written[chosen].id)
+            kept.append(candidates[chosen].id)
     return kept
 
 
-def _candidates(session: Session, self_edits: Sequence[SelfEdit]) -> dict[int, rewards.Candidate]:
-    """Those of the self-edits with a scored trial, by their place in the sequence."""
-    candidates: dict[int, rewards.Candidate] = {}
-    for place, self_edit in enumerate(self_edits):
+def _scored(session: Session, self_edits: Sequence[SelfEdit]) -> tuple[Sequence[SelfEdit], Sequence[rewards.Candidate]]:
+    """Those of the self-edits with a scored trial, and what they earned."""
+    scored: list[SelfEdit] = []
+    candidates: list[rewards.Candidate] = []
+    for self_edit in self_edits:
         trials = session.scalars(select(Trial).where(Trial.self_edit == self_edit.id).order_by(Trial.position)).all()
         assert all(trial.state in ENDED_TRIAL_STATES for trial in trials), "rounds are settled when all trials have"
         scores = [trial.score_after for trial in trials if trial.score_after is not None]
         baselines = [trial.score_before for trial in trials if trial.score_before is not None]
         if scores:
             baseline = rewards.trial_score(baselines)
-            candidates[place] = rewards.Candidate(text=self_edit.text, scores=scores, baseline=baseline)
-    return candidates
+            candidates.append(rewards.Candidate(text=self_edit.text, scores=scores, baseline=baseline))
+            scored.append(self_edit)
+    return scored, candidates
 
 
 def sft_examples(session: Session, round_: Round) -> list[Example]:
@@ -483,8 +485,8 @@ def _succeed(session: Session, work: Work, round_: Round) -> None:
 def _choose_adapter(session: Session, work: Adaptation, round_: Round) -> None:
     """The best self-edit by its mean reward, then the best of its trials; the first of ties."""
     written = session.scalars(select(SelfEdit).where(SelfEdit.round == round_.id).order_by(SelfEdit.position)).all()
-    candidates = _candidates(session, written)
-    best = written[[*candidates][rewards.best_of([*candidates.values()])]]
+    scored, candidates = _scored(session, written)
+    best = scored[rewards.best_of(candidates)]
     query = select(Trial).where(Trial.self_edit == best.id, Trial.state == TrialState.SCORED).order_by(Trial.position)
     trials = session.scalars(query).all()
     chosen = max(trials, key=lambda trial: (trial.score_after, -trial.position))

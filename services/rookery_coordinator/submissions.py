@@ -16,7 +16,7 @@ from rookery_coordinator.rounds import start_work
 from rookery_coordinator.tables import Adaptation, Policy, Profile, Request, Run
 from rookery_coordinator.types import AdaptationPlan, Limits, Role, RunPlan, Split, State
 from rookery_coordinator.works import add_contexts, find_profile, limits_of
-from rookery_shared.domains import find_domain
+from rookery_shared.domains import check_style
 from rookery_shared.errors import EmptyPassage, InvalidField, NameTaken, PassageTooLong, RankNotServed
 from rookery_shared.types import Context, LoraRecipe
 
@@ -74,7 +74,7 @@ def create_run(
     """
     teacher_profile, student_profile = _profiles(session, teacher, student)
     limits = limits_of(student_profile)
-    _check_style(plan.domain, plan.style, field="plan.style")
+    check_style(plan.domain, plan.style, field="plan.style")
     _check_rank(plan.student_recipe, student_profile, field="plan.student_recipe.rank")
     _check_rank(plan.teacher_recipe, teacher_profile, field="plan.teacher_recipe.rank")
     if plan.rounds:
@@ -114,7 +114,7 @@ def create_adaptation(
 ) -> Adaptation:
     """Check, store and start an adaptation. Raises what `create_run` raises."""
     teacher_profile, student_profile = _profiles(session, teacher, student)
-    _check_style(plan.domain, plan.style, field="style")
+    check_style(plan.domain, plan.style, field="style")
     _check_rank(plan.student_recipe, student_profile, field="recipe.rank")
     check_context(context, limits=limits_of(student_profile), field="context", needs_questions=False)
     adaptation = Adaptation(
@@ -159,12 +159,6 @@ def check_context(context: Context, *, limits: Limits, field: str, needs_questio
 
 def _profiles(session: Session, teacher: str, student: str) -> tuple[Profile, Profile]:
     return find_profile(session, teacher, role=Role.TEACHER), find_profile(session, student, role=Role.STUDENT)
-
-
-def _check_style(domain: str, style: str, *, field: str) -> None:
-    styles = find_domain(domain).styles
-    if style not in styles:
-        raise InvalidField(f"unknown style {style!r}; {domain} has {', '.join(styles)}", field=field)
 
 
 def _check_continues(session: Session, teacher: Profile, recipe: LoraRecipe) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from rookery.v1 import teacher_service_pb2 as pb
 from rookery.v1.teacher_service_pb2_grpc import TeacherServiceServicer, add_TeacherServiceServicer_to_server
 from rookery_engines.types import Finish
-from rookery_shared.domains import DEFAULT_DOMAIN, find_domain
+from rookery_shared.domains import DEFAULT_DOMAIN, check_style, find_domain
 from rookery_shared.errors import InvalidField
 from rookery_shared.rpc.server import RpcContext, Servicer
 from rookery_shared.wire import context_from_proto, sampling_from_proto
@@ -34,10 +34,8 @@ class TeacherApi(TeacherServiceServicer):
         self, request: pb.GenerateSelfEditsRequest, context: RpcContext
     ) -> AsyncIterator[pb.GenerateSelfEditsResponse]:
         domain = request.domain or DEFAULT_DOMAIN
-        styles = find_domain(domain).styles
-        style = request.style or styles[0]
-        if style not in styles:
-            raise InvalidField(f"unknown style {style!r}; {domain} has {', '.join(styles)}", field="style")
+        style = request.style or find_domain(domain).styles[0]
+        check_style(domain, style, field="style")
         assignments = [
             Assignment(context=context_from_proto(a.context), seeds=list(a.seeds), questions=a.questions)
             for a in request.assignments

@@ -21,3 +21,10 @@ def find_domain(name: str) -> Domain:
     except KeyError:
         known = ", ".join(_DOMAINS)
         raise InvalidField(f"unknown domain {name!r}; known: {known}", field="domain") from None
+
+
+def check_style(domain: str, style: str, *, field: str) -> None:
+    """Raises InvalidField for a style that the domain does not have."""
+    styles = find_domain(domain).styles
+    if style not in styles:
+        raise InvalidField(f"unknown style {style!r}; {domain} has {', '.join(styles)}", field=field)
