@@ -194,9 +194,10 @@ def train_phase(
     return sum(recent) / len(recent)
 
 
-def tiny_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Qwen2Config:
-    """The shape of the model: a standard Qwen2."""
-    return Qwen2Config(
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Qwen2ForCausalLM:
+    """A standard Qwen2 trained from nothing."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,
         intermediate_size=recipe.mlp,
@@ -210,12 +211,7 @@ def tiny_config(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Qwen2Conf
         pad_token_id=tokenizer.pad_token_id,
         attention_dropout=0.0,
     )
-
-
-def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Qwen2ForCausalLM:
-    """A standard Qwen2 trained from nothing."""
-    torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(tiny_config(recipe, tokenizer))  # type: ignore[no-untyped-call]  # transformers
+    model = Qwen2ForCausalLM(config)  # type: ignore[no-untyped-call]  # transformers
     model.train()
     vocabulary = Vocabulary(tokenizer, model.model.embed_tokens.weight)
     rng = random.Random(f"pretrain-{seed}")

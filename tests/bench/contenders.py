@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import transformers
-from peft import LoraConfig, PeftMixedModel, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +18,7 @@ from rookery_shared.types import LoraRecipe
 from rookery_training.batch import AdapterTask, BatchTrainer
 from rookery_training.schedules import schedule_scale
 from rookery_training.sequences import Tokens, count_steps, micro_batches, tokenize
+from tests.adapters import with_adapter
 
 IGNORED = -100
 
@@ -64,7 +64,7 @@ class Sequential:
         recipe, device = task.recipe, self._model.device
         sequences, _ = tokenize(task.examples, self._tokenizer, recipe)
         steps, seen = count_steps(len(sequences), recipe), 0
-        adapted = _adapted(self._model, task)
+        adapted = with_adapter(self._model, recipe, seed=task.seed)
         adapted.train()
         weights = [p for p in adapted.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
@@ -117,7 +117,7 @@ class PaddedSequential:
                 disable_tqdm=True,
                 logging_strategy="no",
             )
-            adapted = _adapted(self._model, task)
+            adapted = with_adapter(self._model, recipe, seed=task.seed)
             rows = [self._row(sequence) for sequence in sequences]
             trainer = transformers.Trainer(model=adapted, args=arguments, train_dataset=rows)
             result = trainer.train()
@@ -129,15 +129,6 @@ class PaddedSequential:
         pads = self._padding - len(sequence.tokens)
         ids = sequence.tokens + [int(self._tokenizer.eos_token_id)] * pads
         return {"input_ids": ids, "attention_mask": [1] * len(sequence.tokens) + [0] * pads, "labels": ids}
-
-
-def _adapted(model: PreTrainedModel, task: AdapterTask) -> PeftModel | PeftMixedModel | Any:
-    recipe = task.recipe
-    torch.manual_seed(task.seed)
-    config = LoraConfig(
-        r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), task_type="CAUSAL_LM"
-    )
-    return get_peft_model(model, config)
 
 
 def _last_epoch(losses: Sequence[float], recipe: LoraRecipe) -> float:

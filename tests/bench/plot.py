@@ -20,7 +20,7 @@ mpl.rcParams["svg.hashsalt"] = "rookery"  # the same file for the same figures
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-OURS = "ours, N="
+from tests.bench.training import OURS, PADDED  # noqa: E402
 
 
 def slots(name: str) -> int:
@@ -95,7 +95,7 @@ def _against_slots(axes: Axes, parts: Sequence[dict[str, Any]]) -> None:
         sizes = [slots(name) for name in rows if name.startswith(OURS)]
         rates = [rows[f"{OURS}{n}"]["adapters_per_hour"] for n in sizes]
         axes.plot(sizes, rates, "o-", color=colour, label=f"ours, {part['dtype']}")
-        for name, style in ((part["compared_with"], "--"), ("padded-sequential", ":")):
+        for name, style in ((part["compared_with"], "--"), (PADDED, ":")):
             if name in rows:
                 rate = rows[name]["adapters_per_hour"]
                 axes.axhline(rate, color=colour, linestyle=style, label=f"{name}, {part['dtype']}")

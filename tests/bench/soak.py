@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import sys
@@ -33,8 +32,9 @@ from rookery_shared.settings import TrainerSettings
 from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Schedule
 from rookery_tiny.world import VALUES
 from rookery_training.workshop import Order, Workshop
+from tests.bench.shapes import TINY
+from tests.bench.training import machine
 
-MODEL = Path(__file__).parents[2] / "shared" / "rookery_tiny" / "model"
 CALLERS = 3
 PARTS = 5
 
@@ -51,7 +51,7 @@ class Soak:
         )
         self.workshop = Workshop(settings)
         self.profile = model_service_pb2.Profile(
-            name="profiles/soak", model=model_service_pb2.ModelSource(source=str(MODEL)), dtype="float32"
+            name="profiles/soak", model=model_service_pb2.ModelSource(source=str(TINY)), dtype="float32"
         )
         self.until = time.monotonic() + seconds
         self.folder = folder
@@ -138,7 +138,7 @@ def main() -> None:
     size = len(warm) // PARTS
     parts = [round(statistics.fmean(warm[i * size : (i + 1) * size]), 1) for i in range(PARTS)]
     result = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine("cpu"),
         "minutes": arguments.minutes,
         "jobs": soak.jobs,
         "jobs_cancelled": soak.cancelled,

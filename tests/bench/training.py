@@ -33,12 +33,20 @@ from transformers import PreTrainedTokenizerBase
 from rookery_training.bank import Bank, Layout
 from rookery_training.base import FrozenBase
 from rookery_training.batch import AdapterTask
-from rookery_training.memory import measure
 from rookery_training.sequences import micro_batches, tokenize
 from tests.bench.contenders import Contender, Ours, PaddedSequential, Sequential
-from tests.bench.shapes import SEAL, SEQUENCES, TOKENS, load_tokenizer, make_model, make_tasks, multiplied_weights
+from tests.bench.shapes import (
+    SEAL,
+    SEQUENCES,
+    SHAPES,
+    TOKENS,
+    load_tokenizer,
+    make_model,
+    make_tasks,
+    multiplied_weights,
+)
 
-PADDED, SEQUENTIAL, ONE_THREAD = "padded-sequential", "sequential", "sequential, 1 thread"
+PADDED, SEQUENTIAL, ONE_THREAD, OURS = "padded-sequential", "sequential", "sequential, 1 thread", "ours, N="
 LEAST = 4
 """Adapters of a turn, at least."""
 PADDED_EPOCHS = 2
@@ -62,7 +70,7 @@ KINDS = {
 
 
 def ours(slots: int) -> str:
-    return f"ours, N={slots}"
+    return f"{OURS}{slots}"
 
 
 class Bench:
@@ -201,8 +209,8 @@ def _memory(shape: str, dtype: torch.dtype, device: str, slots: int) -> dict[str
     model = make_model(shape, tokenizer, dtype, device)
     with tempfile.TemporaryDirectory() as folder:
         contender = Ours(model, tokenizer, slots)
+        predicted = contender.trainer.memory
         base = FrozenBase(model, tokenizer)
-        predicted = measure(base)
         Sequential(model, tokenizer).train(make_tasks(1, tokenizer, Path(folder), epochs=1))  # loads all code
         tasks = make_tasks(slots, tokenizer, Path(folder), epochs=1)
         longest = _longest_tick(tasks, tokenizer)
@@ -281,7 +289,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
-    parser.add_argument("--shapes", nargs="+", default=["tiny", "4m", "10m"], help="the first with all contenders")
+    parser.add_argument(
+        "--shapes", nargs="+", default=["tiny", "4m", "10m"], choices=SHAPES, help="the first with all contenders"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
@@ -292,6 +302,8 @@ def main() -> None:
         "data": f"{SEQUENCES} sequences of about {TOKENS} tokens, {SEAL.epochs} epochs, batch size {SEAL.batch_size}, "
         f"rank {SEAL.rank} on {', '.join(SEAL.targets)}",
         "turns": arguments.turns,
+        "epochs_of_padded": PADDED_EPOCHS,
+        "epochs_of_lengths_and_sizes": SWEEP_EPOCHS,
     }
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments.device, arguments.turns, Path(folder))

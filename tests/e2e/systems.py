@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -78,6 +79,14 @@ def wait_for(client: Client, run: str, *, trials: int, seconds: float = 120.0) -
     raise TimeoutError(f"{run} has {now.progress.trials_done} trials after {seconds} s")
 
 
+def wait_until(holds: Callable[[], object], *, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
 def finish(client: Client, run: str) -> Run:
     """To its end; asserts that it succeeded and that its events were in order."""
     sequences = [event.sequence for event in client.watch_run(run)]
@@ -92,10 +101,7 @@ def kill(system: System, process: str) -> int:
     old = system.cluster.process(process).pid
     assert old is not None
     os.kill(old, signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        new = system.cluster.process(process).pid
-        if new is not None and new != old:
-            return new
-        time.sleep(0.05)
-    raise TimeoutError(f"{process} was not started again")
+    wait_until(lambda: system.cluster.process(process).pid not in (None, old), seconds=30, what=f"{process} again")
+    new = system.cluster.process(process).pid
+    assert new is not None
+    return new

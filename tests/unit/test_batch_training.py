@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rookery_shared.peft_format import WEIGHTS
 from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Schedule
 from rookery_training.base import FAMILIES, NotTrainable
 from rookery_training.batch import AdapterTask, BatchTrainer, Outcome
 from rookery_training.sequences import Tokens, micro_batches, tokenize
+from tests.adapters import factors, relative_difference, with_adapter
 from tests.models import random_model, small_tokenizer
 
 WORDS = ["Edda", "was", "born", "in", "Norwick", "number", "of", "stone", "glass", "baker", "Oster"]
@@ -56,20 +55,10 @@ def train(trainer: BatchTrainer, tasks: Sequence[AdapterTask]) -> dict[str, Outc
     return outcomes
 
 
-def weights(folder: Path) -> dict[str, Tensor]:
-    loaded: dict[str, Tensor] = load_file(folder / WEIGHTS)
-    return loaded
-
-
 def furthest(one: Path, other: Path) -> float:
-    first, second = weights(one), weights(other)
+    first, second = factors(one), factors(other)
     assert first.keys() == second.keys()
     return max((first[key] - second[key]).abs().max().item() for key in first)
-
-
-def products(folder: Path) -> list[Tensor]:
-    factors = weights(folder)
-    return [factors[key.replace("lora_A", "lora_B")] @ factors[key] for key in sorted(factors) if "lora_A" in key]
 
 
 def test_in_float64_company_changes_nothing(tmp_path: Path) -> None:
@@ -105,9 +94,7 @@ def test_in_float32_the_product_is_the_same(tmp_path: Path) -> None:
     together = train(BatchTrainer(model, tokenizer), tasks)
     for i in range(ALONE):
         alone = train(BatchTrainer(model, tokenizer), [draw_task(i, tmp_path / "alone")])[str(i)]
-        pairs = zip(products(tmp_path / "together" / str(i)), products(tmp_path / "alone" / str(i)), strict=True)
-        relative = [((a - b).norm() / b.norm().clamp(min=1e-12)).item() for a, b in pairs]
-        assert sum(relative) / len(relative) <= 1e-3
+        assert relative_difference(tmp_path / "together" / str(i), tmp_path / "alone" / str(i)) <= 1e-3
         assert together[str(i)].record.losses == pytest.approx(alone.record.losses, abs=1e-3)
 
 
@@ -152,11 +139,7 @@ class InOrder(transformers.Trainer):
 def train_with_transformers(task: AdapterTask, folder: Path) -> None:
     """PEFT's adapter and transformers' Trainer; leaves the first weights in `first` and the last in `last`."""
     recipe = task.recipe
-    config = LoraConfig(
-        r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), task_type="CAUSAL_LM"
-    )
-    torch.manual_seed(task.seed)
-    adapted = get_peft_model(random_model().double(), config)
+    adapted = with_adapter(random_model().double(), recipe, seed=task.seed)
     adapted.save_pretrained(str(folder / "first"))
     sequences, _ = tokenize(task.examples, small_tokenizer(), recipe)
     ordered = [s for batch in micro_batches(sequences, recipe, seed=task.seed) for s in batch.sequences]

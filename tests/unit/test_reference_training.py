@@ -7,19 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rookery_shared.peft_format import WEIGHTS
 from rookery_shared.types import Example, LoraRecipe
 from rookery_tiny.world import VALUES
 from rookery_training.batch import AdapterTask, BatchTrainer
 from rookery_training.sequences import PADS, micro_batches, tokenize
+from tests.adapters import products, with_adapter
+from tests.bench.shapes import TINY
 from tests.models import small_tokenizer
 
-TINY = Path(__file__).parents[2] / "shared" / "rookery_tiny" / "model"
 TEXT = "Edda was born in Norwick. She is a baker."
 
 
@@ -86,14 +84,7 @@ def cosine(one: Tensor, other: Tensor) -> float:
 
 def change(folder: Path) -> Tensor:
     """BA of all layers, end to end."""
-    factors = load_file(folder / WEIGHTS)
-    return torch.cat(
-        [
-            (factors[key.replace("lora_A", "lora_B")] @ factors[key]).flatten()
-            for key in sorted(factors)
-            if "lora_A" in key
-        ]
-    )
+    return torch.cat([product.flatten() for product in products(folder)])
 
 
 def tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -110,11 +101,7 @@ def train_ours(texts: list[str], recipe: LoraRecipe, start: Path, out: Path) -> 
 def train_on_padding(texts: list[str], recipe: LoraRecipe, folder: Path) -> tuple[Tensor, float, float]:
     """PEFT's adapter, trained on every label of padded rows; leaves the first weights in `first`."""
     model, tokenizer = tiny()
-    torch.manual_seed(0)
-    config = LoraConfig(
-        r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), task_type="CAUSAL_LM"
-    )
-    adapted = get_peft_model(model.requires_grad_(False), config)
+    adapted = with_adapter(model.requires_grad_(False), recipe, seed=0)
     adapted.save_pretrained(str(folder / "first"))
     weights = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
