@@ -116,7 +116,7 @@ class _Member:
         return self.ticket.task
 
     @property
-    def piece_scale(self) -> float:
+    def scale(self) -> float:
         return self.task.recipe.alpha / self.task.recipe.rank
 
 
@@ -275,7 +275,7 @@ class BatchTrainer:
 
     def _admit(self) -> None:
         """Fill the free slots, in order of arrival; who needs a wider bank waits until there is memory for it."""
-        if self._waiting and not self._make_room():
+        if not self._waiting or len(self._members) >= self._max_slots or not self._make_room():
             return
         while self._waiting and len(self._members) < self._bank.slots:
             ticket = self._waiting[0]
@@ -403,7 +403,7 @@ class BatchTrainer:
                 sequences=member.batch.sequences,
                 before=0,
                 counted=member.batch.counted,
-                scale=member.piece_scale,
+                scale=member.scale,
                 dropout=member.task.recipe.dropout,
                 seed=member.task.seed,
                 draw=member.draws,
@@ -419,10 +419,9 @@ class BatchTrainer:
         """One pass; smaller ones if memory is not enough for it."""
         gradients_NW = self._bank.gradients_NW[pieces[0].slot : pieces[-1].slot + 1]
         has_some = any(piece.before or not self._members[piece.slot].batch.begins_step for piece in pieces)
-        before_NW, untouched = None, True
+        before_NW = None
         try:
             before_NW = gradients_NW.clone() if has_some else None
-            untouched = False
             losses = self._passes.run(self._bank, pieces)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -435,7 +434,7 @@ class BatchTrainer:
             return
         if before_NW is not None:
             gradients_NW.copy_(before_NW)
-        elif not untouched:
+        elif not has_some:  # else there was no memory for the copy, and nothing has been added
             gradients_NW.zero_()
         self._run_smaller(pieces, failed)
 
@@ -530,7 +529,7 @@ class BatchTrainer:
             a_RI, b_OR = self._bank.layout.factors(self._bank.weights_NW[slot], site, member.task.recipe.rank)
             weights[factor_key(site.name, "A")], weights[factor_key(site.name, "B")] = a_RI, b_OR
             # |BA|^2 = trace(A A^T B^T B), without forming the product
-            squares += ((a_RI @ a_RI.T) * (b_OR.T @ b_OR)).sum().item() * member.piece_scale**2
+            squares += ((a_RI @ a_RI.T) * (b_OR.T @ b_OR)).sum().item() * member.scale**2
         write_adapter(
             member.task.out,
             weights,

@@ -76,7 +76,6 @@ class Workshop:
         finished = {order.key: made for order in orders if (made := bench.finished(order.key)) is not None}
         yield from finished.values()
         source = ModelSource(source=profile.model.source, revision=profile.model.revision, dtype=profile.dtype)
-        seeds = {order.key: order.seed for order in orders}
         with tempfile.TemporaryDirectory(prefix="rookery-train-") as folder:
             tasks = {
                 order.key: AdapterTask(
@@ -101,7 +100,7 @@ class Workshop:
                     rank=recipe.rank,
                     job=lease.job,
                     epoch=lease.epoch,
-                    seed=seeds[outcome.key],
+                    seed=outcome.record.seed,
                 )
                 made = self._publish(outcome, tasks[outcome.key].out, origin)
                 bench.finish(made)
@@ -166,6 +165,8 @@ class _Bench:
     def __init__(self, store: ObjectStore, job: str, writer: _Writer) -> None:
         self._store, self._writer = store, writer
         self._prefix = f"{UNFINISHED}{job}/"
+        self._left = {*store.keys(self._prefix)}
+        """What earlier attempts have left."""
         self._writing: dict[str, Future[None]] = {}
 
     def finished(self, key: str) -> Made | None:
@@ -203,6 +204,8 @@ class _Bench:
         return f"{self._prefix}{key}.finished"
 
     def _read(self, key: str) -> bytes | None:
+        if key not in self._left:
+            return None
         try:
             return self._store.read(key)
         except ObjectMissing:
