@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -114,7 +115,8 @@ class AdaptedLayers:
     """Hooks that change the output of linear layers during a pass, and do nothing outside of one."""
 
     def __init__(self) -> None:
-        self._current: Pass | None = None
+        self._running: dict[int, Pass] = {}
+        """By the thread that began it."""
 
     @contextmanager
     def on(self, layers: Sequence[tuple[Site, torch.nn.Linear]]) -> Iterator[None]:
@@ -128,19 +130,24 @@ class AdaptedLayers:
 
     @contextmanager
     def during(self, current: Pass) -> Iterator[None]:
-        """A forward and backward pass."""
-        self._current = current
+        """A forward and backward pass in this thread."""
+        self._running[get_ident()] = current
         try:
             yield
         finally:
-            self._current = None
+            del self._running[get_ident()]
+
+    def _current(self) -> Pass | None:
+        """This thread's; in a GPU's own thread, which computes activations again, the only one that there is."""
+        return self._running.get(get_ident()) or next(iter(self._running.values()), None)
 
     def _hook(self, site: Site) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def change(_: torch.nn.Module, inputs: tuple[Tensor, ...], output_1TO: Tensor) -> Tensor:
-            if self._current is None:
+            current = self._current()
+            if current is None:
                 return output_1TO
             changed_1TO: Tensor = _GroupedLora.apply(  # type: ignore[no-untyped-call]
-                output_1TO, inputs[0], self._current.anchor, site, self._current
+                output_1TO, inputs[0], current.anchor, site, current
             )
             return changed_1TO
 

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 27}
-"""Most logits at a time: 4 MiB of float32, which stay in a processor's cache; 512 MiB, which keep a GPU busy."""
+CHUNK_LOGITS = {"cpu": 1 << 19, "cuda": 1 << 27}
+"""Most logits at a time: 2 MiB of float32, which stay in a core's cache; 512 MiB, which keep a GPU busy."""
 MIN_CHUNK = 64
 """Tokens; with fewer, reading the head takes longer than multiplying by it."""
 
@@ -34,21 +33,33 @@ class _FrozenHeadLoss(torch.autograd.Function):
         losses_P = torch.empty(len(hidden_PD), device=hidden_PD.device, dtype=precision)
         gradient_PD = torch.empty_like(hidden_PD)
         chunk = chunk_tokens(weight_VD)
+        buffer_CV = torch.empty(min(chunk, len(hidden_PD)), len(weight_VD), device=hidden_PD.device, dtype=precision)
         for begin in range(0, len(hidden_PD), chunk):
             part = slice(begin, begin + chunk)
-            logits_CV = linear(hidden_PD[part], weight_VD).to(precision)
+            hidden_CD = hidden_PD[part]
+            logits_CV = buffer_CV[: len(hidden_CD)]
+            if precision is hidden_PD.dtype:
+                torch.mm(hidden_CD, weight_VD.T, out=logits_CV)
+            else:
+                logits_CV.copy_(torch.mm(hidden_CD, weight_VD.T))
+            slope_CV = None
             if cap is not None:
-                logits_CV = torch.tanh(logits_CV / cap) * cap
-            targets_C1 = targets_P[part, None]
-            d_CV = logits_CV.log_softmax(-1)
-            negative_C1 = d_CV.gather(1, targets_C1).neg_()
-            losses_P[part] = negative_C1[:, 0]
-            d_CV.exp_().scatter_add_(1, targets_C1, torch.full_like(negative_C1, -1.0))
-            d_CV *= weights_P[part, None]
-            if cap is not None:
-                d_CV *= 1.0 - (logits_CV / cap) ** 2
+                logits_CV.div_(cap).tanh_()
+                slope_CV = 1.0 - logits_CV**2
+                logits_CV *= cap
+            targets_C1, weights_C1 = targets_P[part, None], weights_P[part, None]
+            # Softmax and its gradient in place: on CPU it is memory that takes the time.
+            logits_CV -= logits_CV.amax(-1, keepdim=True)
+            target_C1 = logits_CV.gather(1, targets_C1)
+            d_CV = logits_CV.exp_()
+            sum_C1 = d_CV.sum(-1, keepdim=True)
+            losses_P[part] = (sum_C1.log() - target_C1)[:, 0]
+            d_CV *= weights_C1 / sum_C1
+            d_CV.scatter_add_(1, targets_C1, -weights_C1)
+            if slope_CV is not None:
+                d_CV *= slope_CV
             torch.mm(d_CV.to(hidden_PD.dtype), weight_VD, out=gradient_PD[part])
-            del logits_CV, d_CV  # before the next ones are made
+            del slope_CV  # before the next one is made
         ctx.save_for_backward(gradient_PD)
         return losses_P
 

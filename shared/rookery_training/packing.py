@@ -8,6 +8,7 @@ predicted tokens, N adapters.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -46,19 +47,20 @@ class Buckets:
     """[G + 1] int32; where each group begins, and the end."""
 
     SHORTEST: ClassVar[int] = 32
-    """Groups of up to this length share a block, those of up to twice as much the next one, and so on."""
+    """Groups of up to this length may have a block of their own, those of up to twice as much another, and so on."""
+    WORTHWHILE: ClassVar[int] = 128
+    """A block of its own is worth its operations if it saves so many cells of padding."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device, *, silent: Sequence[int] = ()) -> Buckets:
         """Groups of these lengths, each at least 1, one after the other; and how many last rows of each are silent."""
         lengths_G = torch.tensor(lengths)
         starts_G = torch.cumsum(lengths_G, 0) - lengths_G
-        doublings_G = torch.log2(lengths_G / cls.SHORTEST).ceil().clamp_(min=0)
         cell_of_row = torch.empty(sum(lengths), dtype=torch.long)
         blocks, cells = [], 0
-        for doublings in torch.unique(doublings_G).tolist():
-            groups_G = (doublings_G == doublings).nonzero()[:, 0]
-            width = int(lengths_G[groups_G].max())
+        for groups in _alike(lengths, cls.SHORTEST, cls.WORTHWHILE):
+            groups_G = torch.tensor(groups)
+            width = max(lengths[group] for group in groups)
             columns_L = torch.arange(width)
             real_GL = columns_L < lengths_G[groups_G, None]
             row_of_cell_GL = torch.where(real_GL, starts_G[groups_G, None] + columns_L, starts_G[groups_G, None])
@@ -81,6 +83,22 @@ class Buckets:
     def unpad(self, blocks: Sequence[Tensor], *, dim: int = 0) -> Tensor:
         """The inverse: T where the blocks have groups and rows."""
         return torch.cat([block.flatten(dim, dim + 1) for block in blocks], dim).index_select(dim, self.cell_of_row)
+
+
+def _alike(lengths: Sequence[int], shortest: int, worthwhile: int) -> list[list[int]]:
+    """The groups of each block, in order, from the shortest groups to the longest."""
+    doublings: defaultdict[int, list[int]] = defaultdict(list)
+    for group, length in enumerate(lengths):
+        doublings[max(0, (length - 1) // shortest).bit_length()].append(group)
+    blocks: list[list[int]] = []
+    width = 0
+    for _, longer in sorted(doublings.items()):
+        narrower, width = width, max(lengths[group] for group in longer)
+        if blocks and (width - narrower) * len(blocks[-1]) < worthwhile:
+            blocks[-1] = sorted(blocks[-1] + longer)
+        else:
+            blocks.append(longer)
+    return blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,9 @@ Shapes: N adapters of the pass, P predicted tokens.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import groupby
 
@@ -18,6 +20,11 @@ from rookery_training.loss import frozen_head_loss
 from rookery_training.packing import Piece, pack
 from rookery_training.rows import rows_of
 
+SIDE_BY_SIDE = 2
+"""Passes at the same time on CPU, each on its share of the cores: a core that works on its own waits for nobody."""
+LEAST_TOKENS = 512
+"""Fewer are not worth a pass of their own."""
+
 
 class Passes:
     """A base whose adapted layers and attention are ready for packed rows, while `on`."""
@@ -25,12 +32,17 @@ class Passes:
     def __init__(self, base: FrozenBase) -> None:
         self._base = base
         self._layers = AdaptedLayers()
+        self._others: ThreadPoolExecutor | None = None
 
     @contextmanager
     def on(self, layout: Layout) -> Iterator[None]:
         """Hooks in place for a bank of this layout; the base as it was afterwards."""
         modules = {name: layer for _, name, layer in self._base.linear}
-        with self._base.packed_attention(), self._layers.on([(site, modules[site.name]) for site in layout.sites]):
+        with (
+            ThreadPoolExecutor(SIDE_BY_SIDE - 1) as self._others,
+            self._base.packed_attention(),
+            self._layers.on([(site, modules[site.name]) for site in layout.sites]),
+        ):
             yield
 
     def run(self, bank: Bank, pieces: Sequence[Piece]) -> list[float]:
@@ -38,6 +50,27 @@ class Passes:
 
         The pieces are of consecutive slots. Raises torch's errors of memory, with part of the gradients added.
         """
+        cores, count = torch.get_num_threads(), 1
+        if self._base.device.type == "cpu":
+            count = min(SIDE_BY_SIDE, cores, sum(piece.tokens for piece in pieces) // LEAST_TOKENS)
+        first, *others = shares(pieces, max(1, count))
+        if not others:
+            return self._run(bank, first)
+        assert self._others is not None, "passes run while they are on"
+        each = cores // (1 + len(others))
+        running = [self._others.submit(self._run_beside, bank, share, each) for share in others]
+        try:
+            losses = self._run_beside(bank, first, each)
+        finally:
+            wait(running)
+            torch.set_num_threads(cores)
+        return losses + [loss for future in running for loss in future.result()]
+
+    def _run_beside(self, bank: Bank, pieces: Sequence[Piece], cores: int) -> list[float]:
+        torch.set_num_threads(cores)  # of this thread
+        return self._run(bank, pieces)
+
+    def _run(self, bank: Bank, pieces: Sequence[Piece]) -> list[float]:
         base = self._base
         packed = pack(pieces, device=base.device, dtype=base.precision)
         begin, end = pieces[0].slot, pieces[-1].slot + 1
@@ -69,6 +102,17 @@ def _dropout(pieces: Sequence[Piece], device: torch.device) -> Dropout | None:
     rate_T = torch.repeat_interleave(rates_N, torch.tensor([len(place) for place in places]))
     keys_T = dropout_keys([piece.seed for piece in pieces], [piece.draw for piece in pieces], places)
     return Dropout(rate_T.to(device), keys_T.to(device))
+
+
+def shares(pieces: Sequence[Piece], count: int) -> list[list[Piece]]:
+    """At most `count` runs of pieces, in order, of about as many tokens each."""
+    total, before = sum(piece.tokens for piece in pieces), 0
+    taken: defaultdict[int, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        middle = before + piece.tokens / 2
+        taken[int(middle * count / total)].append(piece)
+        before += piece.tokens
+    return [*taken.values()]
 
 
 def split(pieces: Sequence[Piece], tokens: int) -> Iterator[list[Piece]]:

@@ -20,6 +20,7 @@ from rookery_training.batch import AdapterTask, BatchTrainer, Outcome
 from rookery_training.checkpoints import FileCheckpoint
 from rookery_training.layout import write_adapter
 from rookery_training.loop import TrainingLoop
+from rookery_training.loss import frozen_head_loss
 from rookery_training.memory import MemoryModel, allocation_peak, measure
 from rookery_training.packing import Piece
 from rookery_training.sequences import Tokens
@@ -189,6 +190,58 @@ def pieces(adapters: int, tokens: int) -> Iterator[Piece]:
     for slot in range(adapters):
         sequences = [Tokens([1 + i % 50 for i in range(64)], 1, counted=63)] * (tokens // 64)
         yield Piece(slot=slot, sequences=sequences, before=0, counted=1.0, scale=1.0, dropout=0.0, seed=0, draw=0)
+
+
+# --- side by side ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[threading.Thread]]:
+    """Passes run in two threads, which are listed as they do."""
+    seen: list[threading.Thread] = []
+    run = passes.Passes._run_beside
+
+    def listed(self: passes.Passes, bank: Bank, pieces: list[Piece], cores: int) -> list[float]:
+        seen.append(threading.current_thread())
+        return run(self, bank, pieces, cores)
+
+    monkeypatch.setattr(passes.Passes, "_run_beside", listed)
+    monkeypatch.setattr(passes, "LEAST_TOKENS", 16)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield seen
+    assert torch.get_num_threads() == 2, "as it was before"
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["activations kept", "computed twice"])
+def test_passes_side_by_side_change_nothing(
+    recompute: bool, tmp_path: Path, alone: Path, two_cores: list[threading.Thread]
+) -> None:
+    ours = trainer()
+    ours._base.recompute_activations(on=recompute)
+    train(ours, [draw_task(i, tmp_path) for i in range(COUNT)])
+    assert len({*two_cores}) >= 2
+    assert_same(tmp_path, alone)
+
+
+def test_memory_that_runs_out_in_one_of_two_passes(
+    tmp_path: Path, alone: Path, monkeypatch: pytest.MonkeyPatch, two_cores: list[threading.Thread]
+) -> None:
+    loss, main, refused = frozen_head_loss, threading.current_thread(), 0
+
+    def scarce(hidden_PD: torch.Tensor, *rest: torch.Tensor, cap: float | None) -> torch.Tensor:
+        nonlocal refused
+        if threading.current_thread() is not main and len(hidden_PD) > 50:
+            refused += 1
+            raise torch.OutOfMemoryError("no memory")
+        return loss(hidden_PD, *rest, cap=cap)
+
+    monkeypatch.setattr(passes, "frozen_head_loss", scarce)
+    train(trainer(), [draw_task(i, tmp_path) for i in range(COUNT)])
+    assert refused
+    assert len({*two_cores}) >= 2
+    assert_same(tmp_path, alone)
 
 
 # --- coming and going ----------------------------------------------------------------------------------------------
