@@ -138,7 +138,7 @@ class Bench:
         return time.perf_counter() - started, seen, loss
 
     def profile(self, shape: str, dtype: torch.dtype, slots: int) -> dict[str, float]:
-        """Shares of the time of ours, by what the operations do."""
+        """Shares of the time of ours, by what the operations do; of two threads, those of the one that leads."""
         contender = Ours(make_model(shape, self.tokenizer, dtype, self.device), self.tokenizer, slots)
         tasks = make_tasks(slots, self.tokenizer, self.folder, epochs=2)
         contender.train(tasks)
@@ -158,7 +158,7 @@ class Bench:
             kinds["products of adapters and attention"] += inner
         operations = sum(seconds for key, seconds in spent.items() if key.startswith("aten::"))
         kinds["elementwise and the rest of torch"] = operations - sum(kinds.values())
-        kinds["Python, autograd, files"] = max(0.0, seconds - operations)
+        kinds["Python, autograd, files, waiting"] = max(0.0, seconds - operations)
         return {kind: round(value / max(seconds, operations), 3) for kind, value in kinds.items()}
 
 
