@@ -95,6 +95,7 @@ class Reward(StrEnum):
     F1 = "f1"
     CONTAINS = "contains"
     LOGLIK = "loglik"
+    MATCH = "match"
 
 
 TEACHER_RECIPE = LoraRecipe(rank=64, alpha=128, targets=(ALL_LINEAR,), epochs=2, learning_rate=3e-4, batch_size=10)

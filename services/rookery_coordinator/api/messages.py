@@ -40,6 +40,7 @@ GRADERS = {
     Reward.F1: recipe_pb2.GRADER_F1,
     Reward.CONTAINS: recipe_pb2.GRADER_CONTAINS,
     Reward.LOGLIK: recipe_pb2.GRADER_LOGLIK,
+    Reward.MATCH: recipe_pb2.GRADER_MATCH,
 }
 _STATES = {
     State.WAITING: adaptation_service_pb2.STATE_UNSPECIFIED,

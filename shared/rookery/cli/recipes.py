@@ -13,6 +13,7 @@ class RewardName(StrEnum):
     f1 = "f1"
     contains = "contains"
     loglik = "loglik"
+    match = "match"
 
 
 GRADERS = {
@@ -20,6 +21,7 @@ GRADERS = {
     RewardName.f1: recipe_pb2.GRADER_F1,
     RewardName.contains: recipe_pb2.GRADER_CONTAINS,
     RewardName.loglik: recipe_pb2.GRADER_LOGLIK,
+    RewardName.match: recipe_pb2.GRADER_MATCH,
 }
 
 

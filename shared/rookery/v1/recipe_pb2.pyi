@@ -63,6 +63,10 @@ class _GraderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Grader.ValueTy
     """1 if the normalised gold tokens stand in the normalised answer in one piece."""
     GRADER_LOGLIK: _Grader.ValueType  # 4
     """Mean log-likelihood of the gold answer's tokens, given the question."""
+    GRADER_MATCH: _Grader.ValueType  # 5
+    """1 if the answer says what the gold answer says: numbers in words or digits, inflection, aliases and word order do not
+    matter, negation and other numbers do. It knows no synonyms.
+    """
 
 class Grader(_Grader, metaclass=_GraderEnumTypeWrapper):
     """How an answer is compared with the gold answer. Every grade is in [0, 1] but the log-likelihood, in nats per token."""
@@ -77,6 +81,10 @@ GRADER_CONTAINS: Grader.ValueType  # 3
 """1 if the normalised gold tokens stand in the normalised answer in one piece."""
 GRADER_LOGLIK: Grader.ValueType  # 4
 """Mean log-likelihood of the gold answer's tokens, given the question."""
+GRADER_MATCH: Grader.ValueType  # 5
+"""1 if the answer says what the gold answer says: numbers in words or digits, inflection, aliases and word order do not
+matter, negation and other numbers do. It knows no synonyms.
+"""
 Global___Grader: _TypeAlias = Grader  # noqa: Y015
 
 @_typing.final

@@ -1,6 +1,7 @@
 """Graders of short answers against a gold answer, without a model.
 
-Normalisation is that of SQuAD's evaluation script: lower case, no punctuation, no articles, single spaces.
+Normalisation is that of SQuAD's evaluation script: lower case, no punctuation, no articles, single spaces. `match`, in
+`matching`, reads more into the words.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Mapping
+
+from rookery_shared.domains import matching
+from rookery_shared.domains.matching import match
+from rookery_shared.types import Question
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -38,8 +43,14 @@ def contains(gold: str, answer: str) -> float:
     return float(f" {normalise(gold)} " in f" {normalise(answer)} ")
 
 
-GRADERS: Mapping[str, Callable[[str, str], float]] = {"exact": exact, "f1": f1, "contains": contains}
+GRADERS: Mapping[str, Callable[[Question, str], float]] = {
+    "exact": lambda question, answer: exact(question.answer, answer),
+    "f1": lambda question, answer: f1(question.answer, answer),
+    "contains": lambda question, answer: contains(question.answer, answer),
+    "match": lambda question, answer: match(answer=answer, gold=question.answer, question=question.question),
+}
 VERSION = "1"
 LOGLIK = "loglik"
 """The grade that an engine gives: mean log-likelihood of the gold answer's tokens, in nats."""
-NAMES = tuple(f"{name}/{VERSION}" for name in (*GRADERS, LOGLIK))
+_VERSIONS = {"match": matching.VERSION}
+NAMES = tuple(f"{name}/{_VERSIONS.get(name, VERSION)}" for name in (*GRADERS, LOGLIK))

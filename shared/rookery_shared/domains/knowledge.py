@@ -107,4 +107,4 @@ class Knowledge:
         return [answer_prompt(title=context.title, question=q.question) for q in context.questions]
 
     def grade(self, question: Question, answer: str) -> Mapping[str, float]:
-        return {name: grade(question.answer, answer) for name, grade in graders.GRADERS.items()}
+        return {name: grade(question, answer) for name, grade in graders.GRADERS.items()}
