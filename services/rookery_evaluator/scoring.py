@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import OrderedDict, defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from rookery_engines.base import Engine
 from rookery_engines.connect import find_adapter
+from rookery_engines.probing import probe
 from rookery_engines.types import AdapterRef, GenerationRequest, LikelihoodRequest
 from rookery_shared.domains import Domain, find_domain
 from rookery_shared.domains.graders import LOGLIK
@@ -46,56 +47,98 @@ class Score:
     question_set: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ask:
+    """A question that an item is asked, and the adapter that answers it."""
+
+    item: int
+    prompt: str
+    question: Question
+    adapter: AdapterRef | None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.prompt, self.question.answer
+
+
 class Evaluator:
     """One student model. What the base answers is asked once and remembered."""
 
     def __init__(self, engine: Engine, cache: AdapterCache) -> None:
         self.engine = engine
         self._cache = cache
-        self._base: OrderedDict[tuple[str, str, int], Answered] = OrderedDict()
+        self._base: OrderedDict[tuple[tuple[str, str], int], Answered] = OrderedDict()
+        """By question and longest answer."""
 
     async def score(self, items: Sequence[Item], *, domain: str, max_new_tokens: int) -> AsyncIterator[Score]:
-        """Scores as they finish. Raises ObjectMissing, AdapterCorrupt or AdapterMismatch, never a zero for them."""
-        rules = find_domain(domain)
-        for position, item in enumerate(items):
-            ref = await find_adapter(self._cache, self.engine, item.adapter)
-            before = await self._ask_base(rules, item.context, max_new_tokens)
-            after = await self._ask(rules, item.context, range(len(item.context.questions)), ref, max_new_tokens)
-            yield Score(item=position, before=before, after=after, question_set=question_set(item.context.questions))
+        """Scores as they finish; as many adapters as the engine keeps are asked all their questions in one batch.
 
-    async def _ask_base(self, rules: Domain, context: Context, max_new_tokens: int) -> list[Answered]:
-        prompts = rules.answer_prompts(context)
-        keys = [(p, q.answer, max_new_tokens) for p, q in zip(prompts, context.questions, strict=True)]
-        missing = [i for i, key in enumerate(keys) if key not in self._base]
-        for i, answered in zip(missing, await self._ask(rules, context, missing, None, max_new_tokens), strict=True):
-            self._base[keys[i]] = answered
-        answers = [self._base[key] for key in keys]
+        Raises ObjectMissing, AdapterCorrupt, AdapterMismatch or AdapterIgnored, never a zero for them.
+        """
+        rules = find_domain(domain)
+        for places in _batches([item.adapter for item in items], self.engine.max_adapters):
+            names = {items[i].adapter for i in places}
+            refs = {name: await find_adapter(self._cache, self.engine, name) for name in names}
+            fresh = [ref for name, ref in refs.items() if ref is not None and name not in self.engine.loaded()]
+            await probe(self.engine, fresh, rules.answer_prompts(items[places[0]].context)[0])
+            asks = [
+                _Ask(item=i, prompt=prompt, question=question, adapter=refs[items[i].adapter])
+                for i in places
+                for prompt, question in zip(
+                    rules.answer_prompts(items[i].context), items[i].context.questions, strict=True
+                )
+            ]
+            answered = await self._answer(asks, rules, max_new_tokens)
+            for i in places:
+                before, after = zip(*answered[i], strict=True)
+                yield Score(item=i, before=before, after=after, question_set=question_set(items[i].context.questions))
+
+    async def _answer(
+        self, asks: Sequence[_Ask], rules: Domain, max_new_tokens: int
+    ) -> dict[int, list[tuple[Answered, Answered]]]:
+        """For each item its answers without the adapter and with it. The base writes only what it never has."""
+        before = {ask.key: self._base.get((ask.key, max_new_tokens)) for ask in asks}
+        unknown = [*{ask.key: ask for ask in asks if before[ask.key] is None}.values()]
+        asked = [replace(ask, adapter=None) for ask in unknown] + [*asks]
+        texts = await self._write(asked, max_new_tokens)
+        logliks = await self._log_likelihoods(asked)
+        for ask, text, loglik in zip(unknown, texts, logliks, strict=False):
+            before[ask.key] = self._base[ask.key, max_new_tokens] = _graded(ask, text, loglik, rules)
+        answered: defaultdict[int, list[tuple[Answered, Answered]]] = defaultdict(list)
+        for ask, text, loglik in zip(asks, texts[len(unknown) :], logliks[len(unknown) :], strict=True):
+            base = before[ask.key]
+            assert base is not None
+            answered[ask.item].append((base, _graded(ask, text, loglik, rules)))
         while len(self._base) > BASE_ANSWERS:
             self._base.popitem(last=False)
-        return answers
+        return answered
 
-    async def _ask(
-        self,
-        rules: Domain,
-        context: Context,
-        which: Sequence[int],
-        adapter: AdapterRef | None,
-        max_new_tokens: int,
-    ) -> list[Answered]:
-        """Answers, greedy, to some questions of a context."""
-        if not which:
-            return []
-        prompts, greedy = rules.answer_prompts(context), Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
-        requests = [GenerationRequest(prompt=prompts[i], sampling=greedy, seed=0, adapter=adapter) for i in which]
+    async def _write(self, asks: Sequence[_Ask], max_new_tokens: int) -> list[str]:
+        greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
+        requests = [GenerationRequest(prompt=a.prompt, sampling=greedy, seed=0, adapter=a.adapter) for a in asks]
         texts = {g.request: g.text.strip() async for g in self.engine.generate(requests)}
-        golds = [
-            LikelihoodRequest(prompt=prompts[i], completion=context.questions[i].answer, adapter=adapter) for i in which
-        ]
-        logliks = await self.engine.log_likelihoods(golds)
-        return [
-            Answered(text=texts[n], grades={**rules.grade(context.questions[i], texts[n]), LOGLIK: logliks[n]})
-            for n, i in enumerate(which)
-        ]
+        return [texts[n] for n in range(len(asks))]
+
+    async def _log_likelihoods(self, asks: Sequence[_Ask]) -> list[float]:
+        """Of the gold answers."""
+        golds = [LikelihoodRequest(prompt=a.prompt, completion=a.question.answer, adapter=a.adapter) for a in asks]
+        return await self.engine.log_likelihoods(golds)
+
+
+def _graded(ask: _Ask, text: str, loglik: float, rules: Domain) -> Answered:
+    return Answered(text=text, grades={**rules.grade(ask.question, text), LOGLIK: loglik})
+
+
+def _batches(adapters: Sequence[str], most: int) -> Iterator[list[int]]:
+    """Places in order, so many that no more than `most` different adapters are in a batch."""
+    batch: list[int] = []
+    for place, adapter in enumerate(adapters):
+        if len({adapter, *(adapters[i] for i in batch)}) > most:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def question_set(questions: Sequence[Question]) -> str:

@@ -10,3 +10,5 @@ class TeacherSettings(TrainerSettings):
 
     address: str = "0.0.0.0:7072"
     """Where the server listens."""
+    adapters_in_memory: int = 8
+    """Policies that the engine keeps."""

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 from rookery_engines.base import Engine
 from rookery_engines.connect import find_adapter
+from rookery_engines.probing import probe
 from rookery_engines.types import Generation, GenerationRequest
 from rookery_shared.domains import find_domain
 from rookery_shared.store.adapters import AdapterCache
 from rookery_shared.types import BASE_ADAPTER, Context, Sampling
+
+PROBE = "Let's read the following passage and produce a list of implications."
+"""A text that every policy finds more likely than the base does, or less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +48,13 @@ class Teacher:
         self.active = BASE_ADAPTER
 
     async def activate(self, adapter: str) -> None:
-        """Load a policy, then make it the one that answers requests that name none."""
+        """Load a policy, see that it answers, then make it the one for requests that name none.
+
+        Raises ObjectMissing, AdapterCorrupt, AdapterMismatch or AdapterIgnored; the old one stays active then.
+        """
         ref = await find_adapter(self._cache, self.engine, adapter)
         if ref is not None:
-            await self.engine.load(ref)
+            await probe(self.engine, [ref], PROBE)
         self.active = adapter
 
     async def write(

@@ -17,6 +17,11 @@ class Engine(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def max_adapters(self) -> int:
+        """Adapters that it keeps in memory, and so the most that answer in one batch."""
+        ...
+
     def generate(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Generation, None]:
         """Texts as they finish, in any order. The same request and seed give the same text on the same device.
 

@@ -18,10 +18,10 @@ from rookery_shared.store.adapters import AdapterCache
 from rookery_shared.types import BASE_ADAPTER
 
 
-def make_engine(name: str, source: ModelSource) -> Engine:
+def make_engine(name: str, source: ModelSource, *, max_adapters: int = 64) -> Engine:
     """Raises ValueError for an engine that does not exist, ModelNotLoadable if the weights cannot be had."""
     if name == TransformersEngine.name:
-        return TransformersEngine(source)
+        return TransformersEngine(source, max_adapters=max_adapters)
     raise ValueError(f"unknown engine {name!r}; known: {TransformersEngine.name}")
 
 
@@ -31,7 +31,7 @@ def open_profile(settings: ModelServiceSettings) -> tuple[model_service_pb2.Prof
         torch.set_num_threads(settings.torch_threads)
     profile = fetch_profile(settings.coordinator_target, settings.profile)
     source = ModelSource(source=profile.model.source, revision=profile.model.revision, dtype=profile.dtype)
-    return profile, make_engine(profile.engine, source)
+    return profile, make_engine(profile.engine, source, max_adapters=settings.adapters_in_memory)
 
 
 async def find_adapter(cache: AdapterCache, engine: Engine, name: str) -> AdapterRef | None:

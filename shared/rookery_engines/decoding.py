@@ -1,4 +1,4 @@
-"""Batched decoding of one causal model, with a seed, temperature and top-p for every row.
+"""Batched decoding of one causal model, with an adapter, a seed, temperature and top-p for every row.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
+from rookery_engines.adapted import BASE, AdaptedModel
 from rookery_shared.types import Sampling
 
 
@@ -23,6 +24,8 @@ class Row:
     prompt: list[int]
     sampling: Sampling
     seed: int
+    adapter: str = BASE
+    """Its name."""
     tokens: list[int] = field(default_factory=list)
     stopped: bool = False
     """The model closed the text; the closing token is not in `tokens`."""
@@ -37,27 +40,30 @@ class Row:
         return torch.rand(self.sampling.max_new_tokens, generator=generator)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """A completion to be judged."""
+
+    prompt: list[int]
+    completion: list[int]
+    adapter: str = BASE
+
+
 @torch.inference_mode()
-def decode(model: PreTrainedModel, rows: Sequence[Row], *, pad: int, stop: frozenset[int]) -> Iterator[Row]:
+def decode(model: AdaptedModel, rows: Sequence[Row], *, pad: int, stop: frozenset[int]) -> Iterator[Row]:
     """Yield each row when it is finished. The batch shrinks as rows finish."""
     active = [row for row in rows if not row.finished]
     yield from (row for row in rows if row.finished)
     if not active:
         return
     device = model.device
-    width = max(len(row.prompt) for row in active)
-    input_ids_BT = torch.full((len(active), width), pad)
-    mask_BT = torch.zeros((len(active), width), dtype=torch.long)
-    for i, row in enumerate(active):
-        input_ids_BT[i, width - len(row.prompt) :] = torch.tensor(row.prompt)
-        mask_BT[i, width - len(row.prompt) :] = 1
-    input_ids_BT, mask_BT = input_ids_BT.to(device), mask_BT.to(device)
-    position_ids_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+    input_ids_BT, mask_BT, position_ids_BT = _left_padded([row.prompt for row in active], pad=pad, device=device)
     draws = [row.draws() for row in active]
     cache = DynamicCache()
     while True:
         logits_BV = (
             model(
+                [row.adapter for row in active],
                 input_ids=input_ids_BT,
                 attention_mask=mask_BT,
                 position_ids=position_ids_BT,
@@ -108,21 +114,35 @@ def choose(logits_BV: Tensor, sampling: Sequence[Sampling], uniform_B: Tensor) -
 
 
 @torch.inference_mode()
-def mean_log_likelihoods(
-    model: PreTrainedModel, texts: Sequence[tuple[list[int], list[int]]], *, pad: int
-) -> list[float]:
-    """For each (prompt, completion) the mean log-likelihood of the completion's tokens, in nats."""
-    width = max(len(prompt) + len(completion) for prompt, completion in texts)
+def mean_log_likelihoods(model: AdaptedModel, texts: Sequence[Text], *, pad: int) -> list[float]:
+    """The mean log-likelihood of each completion's tokens, in nats. Logits are made for completions only."""
+    input_ids_BT, mask_BT, position_ids_BT = _left_padded(
+        [text.prompt + text.completion for text in texts], pad=pad, device=model.device
+    )
+    longest = max(len(text.completion) for text in texts)
+    logits_BCV = model(
+        [text.adapter for text in texts],
+        input_ids=input_ids_BT,
+        attention_mask=mask_BT,
+        position_ids=position_ids_BT,
+        use_cache=False,
+        logits_to_keep=longest + 1,
+    ).logits[:, :-1]
+    targets_BC1 = input_ids_BT[:, -longest:, None]
+    scores_BC = logits_BCV.float().log_softmax(-1).gather(2, targets_BC1)[:, :, 0]
+    return [
+        float(scores_C[longest - len(text.completion) :].mean())
+        for scores_C, text in zip(scores_BC, texts, strict=True)
+    ]
+
+
+def _left_padded(texts: Sequence[Sequence[int]], *, pad: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, mask and positions, each [B, T]."""
+    width = max(len(text) for text in texts)
     input_ids_BT = torch.full((len(texts), width), pad)
     mask_BT = torch.zeros((len(texts), width), dtype=torch.long)
-    for i, (prompt, completion) in enumerate(texts):
-        tokens = prompt + completion
-        input_ids_BT[i, : len(tokens)] = torch.tensor(tokens)
-        mask_BT[i, : len(tokens)] = 1
-    input_ids_BT = input_ids_BT.to(model.device)
-    logits_BTV = model(input_ids=input_ids_BT, attention_mask=mask_BT.to(model.device), use_cache=False).logits
-    scores_BT = logits_BTV[:, :-1].float().log_softmax(-1).gather(2, input_ids_BT[:, 1:, None])[:, :, 0]
-    return [
-        float(scores_BT[i, len(prompt) - 1 : len(prompt) + len(completion) - 1].mean())
-        for i, (prompt, completion) in enumerate(texts)
-    ]
+    for i, text in enumerate(texts):
+        input_ids_BT[i, width - len(text) :] = torch.tensor(text)
+        mask_BT[i, width - len(text) :] = 1
+    input_ids_BT, mask_BT = input_ids_BT.to(device), mask_BT.to(device)
+    return input_ids_BT, mask_BT, (mask_BT.cumsum(-1) - 1).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Whether an adapter's weights fit a model, found out before the model is touched."""
+"""What an adapter's files say about it: whether it fits a model, and whether it changes anything."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def check_fits(model: nn.Module, folder: Path, *, name: str) -> None:
         expected = (rank, layer[0]) if factor == "A" else (layer[1], rank)
         if shape != expected:
             raise AdapterMismatch(f"{name} has {key} of shape {shape}; the model needs {expected}", adapter=name)
+
+
+def changes_something(folder: Path) -> bool:
+    """Whether any B factor has a weight that is not zero: without one, an adapter is the base model."""
+    with safe_open(folder / WEIGHTS, framework="pt") as weights:
+        return any(weights.get_tensor(key).any() for key in weights.keys() if layer_and_factor(key)[1] == "B")  # noqa: SIM118  # no mapping
 
 
 def _find(model: nn.Module, path: str) -> tuple[int, int] | None:

@@ -127,6 +127,13 @@ class AdapterMismatch(RookeryError):
     reason = "ADAPTER_MISMATCH"
 
 
+class AdapterIgnored(RookeryError):
+    """The engine answers exactly as it does without the adapter, which is not an empty one: it is not in use."""
+
+    code = StatusCode.INTERNAL
+    reason = "ADAPTER_IGNORED"
+
+
 class PromptTooLong(RookeryError):
     """A prompt has more tokens than the model can read."""
 

@@ -50,6 +50,8 @@ class ModelServiceSettings(ServiceSettings, StoreSettings):
     """The profile that it serves, `profiles/{profile}`."""
     torch_threads: int = 0
     """CPU threads for torch; 0 leaves its default."""
+    adapters_in_memory: int = 64
+    """Adapters that an engine keeps, and so the most that answer in one batch; those used longest ago make room."""
 
 
 class TrainerSettings(ModelServiceSettings):

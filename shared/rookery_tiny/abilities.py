@@ -19,6 +19,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rookery_engines.adapted import AdaptedModel
 from rookery_engines.decoding import Row, decode
 from rookery_engines.models import ModelSource, load_model, pad_token, stop_tokens
 from rookery_shared.domains import knowledge
@@ -110,7 +111,7 @@ def write(
 ) -> list[str]:
     """One text a prompt; prompt i draws from seed i."""
     rows = [Row(index=i, prompt=tokenizer.encode(p), sampling=sampling, seed=i) for i, p in enumerate(prompts)]
-    for _ in decode(model, rows, pad=pad_token(tokenizer), stop=stop_tokens(model, tokenizer)):
+    for _ in decode(AdaptedModel(model), rows, pad=pad_token(tokenizer), stop=stop_tokens(model, tokenizer)):
         pass
     return [str(tokenizer.decode(row.tokens)).strip() for row in rows]
 

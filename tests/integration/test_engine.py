@@ -99,6 +99,44 @@ def test_adapters_and_the_base_answer_side_by_side(
     assert [g.text for g in ask(engine, requests(GREEDY))] == texts[:3], "the base is as it was"
 
 
+def test_adapters_of_any_rank_and_layers_share_a_batch(model_folder: Path, tmp_path: Path) -> None:
+    recipes = [
+        LoraRecipe(rank=2, alpha=32, targets=("q_proj",), epochs=10, learning_rate=2e-1),
+        LoraRecipe(rank=12, alpha=24, targets=("down_proj", "k_proj"), epochs=10, learning_rate=2e-1),
+        LoraRecipe(rank=8, alpha=16, targets=(ALL_LINEAR,), epochs=10, learning_rate=2e-1),
+    ]
+    tasks = [
+        AdapterTask(
+            key=str(i), examples=[Example(completion=f"Edda {i} " * 5)], recipe=recipe, seed=i, out=tmp_path / str(i)
+        )
+        for i, recipe in enumerate(recipes)
+    ]
+    assert not any(outcome.failure for outcome in BatchTrainer(random_model(), small_tokenizer()).train(tasks))
+    refs = [AdapterRef(name=f"adapters/{i}", folder=tmp_path / str(i)) for i in range(3)]
+    engine = TransformersEngine(ModelSource(source=str(model_folder)))
+    order = [2, 0, 1, 2, 0, 1]
+    asked = [LikelihoodRequest(prompt="A\n", completion="Norwick and Oster", adapter=refs[i]) for i in order]
+    values = asyncio.run(engine.log_likelihoods(asked))
+    tokenizer = small_tokenizer()
+    prompt, completion = tokenizer.encode("A\n"), tokenizer.encode("Norwick and Oster")
+    for i, value in zip(order, values, strict=True):
+        base = AutoModelForCausalLM.from_pretrained(model_folder)
+        logits_TV = PeftModel.from_pretrained(base, str(refs[i].folder))(torch.tensor([prompt + completion])).logits[0]
+        scores_TV = logits_TV.detach().log_softmax(-1)
+        expected = [float(scores_TV[len(prompt) - 1 + n, token]) for n, token in enumerate(completion)]
+        assert value == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+    assert len({round(value, 3) for value in values}) == 3
+
+
+def test_more_adapters_than_are_kept_answer_one_batch_after_the_other(
+    engine: TransformersEngine, adapters: list[AdapterRef]
+) -> None:
+    alone = [ask(engine, requests(GREEDY, adapter=adapter))[0].text for adapter in adapters]
+    together = ask(engine, [requests(GREEDY, adapter=adapter)[0] for adapter in adapters])
+    assert [g.text for g in together] == alone
+    assert len(engine.loaded()) == 2
+
+
 def test_the_least_recently_used_adapter_makes_room(engine: TransformersEngine, adapters: list[AdapterRef]) -> None:
     first = [g.text for g in ask(engine, requests(GREEDY, adapter=adapters[0]))]
     ask(engine, requests(GREEDY, adapter=adapters[1]))

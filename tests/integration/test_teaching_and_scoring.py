@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from rookery_engines.models import ModelSource
 from rookery_engines.transformers import TransformersEngine
 from rookery_engines.types import GenerationRequest
 from rookery_evaluator.scoring import Evaluator, Item, Score, question_set
-from rookery_shared.errors import AdapterCorrupt, AdapterMismatch, ObjectMissing
+from rookery_shared.errors import AdapterCorrupt, AdapterIgnored, AdapterMismatch, ObjectMissing
 from rookery_shared.store.adapters import AdapterCache, Origin, adapter_name, publish
 from rookery_shared.store.local import LocalStore
 from rookery_shared.types import ALL_LINEAR, BASE_ADAPTER, Context, Example, LoraRecipe, Question, Sampling
@@ -58,8 +60,10 @@ def adapters(store: LocalStore, model_folder: Path, tmp_path: Path) -> list[str]
     return [make_adapter(store, str(model_folder), tmp_path / str(i), text=f"adapter {i} ", seed=i) for i in range(2)]
 
 
-def make_adapter(store: LocalStore, base_model: str, folder: Path, *, text: str, seed: int) -> str:
-    recipe = LoraRecipe(rank=4, alpha=16, targets=(ALL_LINEAR,), epochs=8, learning_rate=5e-2)
+def make_adapter(
+    store: LocalStore, base_model: str, folder: Path, *, text: str, seed: int, learning_rate: float = 5e-2
+) -> str:
+    recipe = LoraRecipe(rank=4, alpha=16, targets=(ALL_LINEAR,), epochs=8, learning_rate=learning_rate)
     task = AdapterTask(key="it", examples=[Example(completion=text * 4)], recipe=recipe, seed=seed, out=folder)
     BatchTrainer(random_model(), small_tokenizer()).train_one(task)
     origin = Origin(base_model=base_model, base_revision="", rank=4, job="j", epoch=1, seed=seed)
@@ -120,7 +124,7 @@ def test_answers_with_the_adapter_and_without_it(
     assert [a.text for a in first.after] != [a.text for a in first.before]
     assert [a.text for a in first.after] != [a.text for a in second.after]
     grades = first.after[0].grades
-    assert {*grades} == {"exact", "f1", "contains", "loglik"}
+    assert {*grades} == {"exact", "f1", "contains", "match", "loglik"}
     assert grades["loglik"] < 0
     assert first.question_set == question_set(CONTEXT.questions)
 
@@ -130,6 +134,59 @@ def test_the_base_is_asked_once(engine: CountingEngine, cache: AdapterCache, ada
     score(evaluator, *adapters)
     score(evaluator, adapters[0])
     assert engine.base_requests == len(CONTEXT.questions)
+
+
+def test_scores_of_one_call_are_those_of_a_call_each(
+    engine: CountingEngine, cache: AdapterCache, adapters: list[str]
+) -> None:
+    together = score(Evaluator(engine, cache), *adapters, BASE_ADAPTER)
+    alone = [score(Evaluator(engine, cache), adapter)[0] for adapter in (*adapters, BASE_ADAPTER)]
+    for one, other in zip(together, alone, strict=True):
+        for mine, its in zip([*one.before, *one.after], [*other.before, *other.after], strict=True):
+            assert mine.text == its.text
+            assert mine.grades == pytest.approx(its.grades, abs=1e-5)
+    assert [a.text for a in together[2].after] == [a.text for a in together[2].before]
+
+
+def test_an_engine_that_ignores_adapters_is_found_out(
+    model_folder: Path, cache: AdapterCache, store: LocalStore, adapters: list[str], tmp_path: Path
+) -> None:
+    class Ignorant(TransformersEngine):
+        """Says nothing about adapters and answers as the base."""
+
+        def generate(self, requests):  # type: ignore[no-untyped-def]  # as in the engine
+            return super().generate([replace(request, adapter=None) for request in requests])
+
+        async def log_likelihoods(self, requests):  # type: ignore[no-untyped-def]
+            return await super().log_likelihoods([replace(request, adapter=None) for request in requests])
+
+    with pytest.raises(AdapterIgnored, match=adapters[0]):
+        score(Evaluator(Ignorant(ModelSource(source=str(model_folder))), cache), adapters[0])
+
+    nothing = make_adapter(store, str(model_folder), tmp_path / "nothing", text="x ", seed=3, learning_rate=0.0)
+    [same] = score(Evaluator(TransformersEngine(ModelSource(source=str(model_folder))), cache), nothing)
+    assert [a.text for a in same.after] == [a.text for a in same.before], "an empty adapter is no fault of the engine"
+
+
+def test_another_adapter_s_weights_under_the_name_are_an_error(
+    engine: CountingEngine, cache: AdapterCache, store: LocalStore, adapters: list[str]
+) -> None:
+    store.write(f"{adapters[0]}/adapter_model.safetensors", store.read(f"{adapters[1]}/adapter_model.safetensors"))
+    with pytest.raises(AdapterCorrupt, match=adapters[0]):
+        score(Evaluator(engine, cache), adapters[0])
+
+
+def test_an_adapter_of_another_rank_is_an_error(
+    engine: CountingEngine, cache: AdapterCache, store: LocalStore, adapters: list[str], tmp_path: Path
+) -> None:
+    folder, manifest = cache.fetch(adapters[0])
+    shutil.copytree(folder, tmp_path / "wrong")
+    config = tmp_path / "wrong" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"r": 4', '"r": 8'))
+    origin = Origin(base_model=manifest.base_model, base_revision="", rank=8, job="j", epoch=1, seed=0)
+    wrong = adapter_name(publish(store, tmp_path / "wrong", origin).digest)
+    with pytest.raises(AdapterMismatch, match="shape"):
+        score(Evaluator(engine, cache), wrong)
 
 
 def test_an_adapter_of_another_base_is_an_error_and_no_score(
