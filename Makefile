@@ -14,10 +14,11 @@ quickstart: $(VENV)/local
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
 
-# Adapters an hour, ours beside PEFT's, in one run.
+# Adapters an hour, ours beside PEFT's, in one run; then adapters scored in one call beside a call for each.
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench.training --out tests/bench/results/training-cpu.json
 	$(BIN)/python -m tests.bench.plot tests/bench/results/training-cpu.json
+	$(BIN)/python -m tests.bench.scoring --out tests/bench/results/scoring-cpu.json
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from tests.bench import scoring
 from tests.bench.plot import draw, tables
 from tests.bench.training import Bench, machine, memory_table
 
@@ -38,6 +40,13 @@ def test_the_soak_runs_and_leaves_nothing(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "soak.json").read_text())
     assert result["adapters"] > 10
     assert result["files_left_of_unfinished_jobs"] == 0
+
+
+def test_scores_of_one_call_and_of_a_call_for_each_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "ADAPTERS", 4)
+    result = scoring.measure(turns=1)
+    assert result["same_answers"] == 1.0
+    assert result["ratio"] > 0
 
 
 def test_the_training_bench_needs_torch_transformers_and_peft_alone() -> None:
