@@ -130,7 +130,7 @@ class AdapterMismatch(RookeryError):
 class AdapterIgnored(RookeryError):
     """The engine answers exactly as it does without the adapter, which is not an empty one: it is not in use."""
 
-    code = StatusCode.INTERNAL
+    code = StatusCode.FAILED_PRECONDITION
     reason = "ADAPTER_IGNORED"
 
 
