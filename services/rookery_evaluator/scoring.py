@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict, defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from rookery_engines.base import Engine
@@ -76,11 +76,12 @@ class Evaluator:
         Raises ObjectMissing, AdapterCorrupt, AdapterMismatch or AdapterIgnored, never a zero for them.
         """
         rules = find_domain(domain)
-        for places in _batches([item.adapter for item in items], self.engine.max_adapters):
+        for first in range(0, len(items), self.engine.max_adapters):
+            places = range(first, min(first + self.engine.max_adapters, len(items)))
             names = {items[i].adapter for i in places}
             refs = {name: await find_adapter(self._cache, self.engine, name) for name in names}
-            fresh = [ref for name, ref in refs.items() if ref is not None and name not in self.engine.loaded()]
-            await probe(self.engine, fresh, rules.answer_prompts(items[places[0]].context)[0])
+            adapters = [ref for ref in refs.values() if ref is not None]
+            await probe(self.engine, adapters, rules.answer_prompts(items[first].context)[0])
             asks = [
                 _Ask(item=i, prompt=prompt, question=question, adapter=refs[items[i].adapter])
                 for i in places
@@ -127,18 +128,6 @@ class Evaluator:
 
 def _graded(ask: _Ask, text: str, loglik: float, rules: Domain) -> Answered:
     return Answered(text=text, grades={**rules.grade(ask.question, text), LOGLIK: loglik})
-
-
-def _batches(adapters: Sequence[str], most: int) -> Iterator[list[int]]:
-    """Places in order, so many that no more than `most` different adapters are in a batch."""
-    batch: list[int] = []
-    for place, adapter in enumerate(adapters):
-        if len({adapter, *(adapters[i] for i in batch)}) > most:
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
 
 
 def question_set(questions: Sequence[Question]) -> str:

@@ -24,6 +24,8 @@ async def probe(engine: Engine, adapters: Sequence[AdapterRef], text: str) -> No
     """
     for first in range(0, len(adapters), AT_ONCE):
         some = adapters[first : first + AT_ONCE]
+        for adapter in some:
+            await engine.load(adapter)
         requests = [LikelihoodRequest(prompt="\n", completion=text, adapter=adapter) for adapter in (None, *some)]
         base, *values = await engine.log_likelihoods(requests)
         for adapter, value in zip(some, values, strict=True):
