@@ -2,10 +2,10 @@
 
 PEFT keeps adapters as modules beside every layer. Each takes longer to load than the one before, since all that are
 there are looked through, and in a batch they answer one after the other. Here an adapter is a table of its factors, and
-a layer's products with all adapters of a batch are grouped ones. The files are PEFT's, and so are the answers.
+a layer's products with all adapters of a batch are those of training. The files are PEFT's, and so are the answers.
 
-Shapes: B texts of T tokens, X = B*T, G runs of texts with the same adapter, R the widest rank of those, I inputs and O
-outputs of a layer.
+Shapes: B texts of T tokens, G runs of texts with the same adapter, R the widest rank of those, I inputs and O outputs
+of a layer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import grouped_mm
 from transformers import PreTrainedModel
 
 from rookery_engines.fitting import check_fits
 from rookery_engines.types import AdapterRef
 from rookery_shared.peft_format import WEIGHTS, layer_and_factor
+from rookery_training.rows import Rows, rows_of
 
 BASE = ""
 """In the place of an adapter's name: the model itself."""
@@ -51,7 +51,8 @@ class AdaptedModel:
         self._hooked: set[str] = set()
         self._runs: list[tuple[str, int]] = []
         """Of the batch that is being answered: an adapter's name, and how many texts in a row have it."""
-        self._ends_G: Tensor | None = None
+        self._rows: Rows | None = None
+        """How its tokens lie, from the first layer on."""
         self._stacked: dict[str, tuple[Tensor, Tensor] | None] = {}
         """By layer, the factors of all runs: they stay the same while a batch is written, token by token."""
         self._stacked_for: tuple[str, ...] = ()
@@ -89,7 +90,7 @@ class AdaptedModel:
         try:
             return self.model(**inputs)
         finally:
-            self._runs, self._ends_G = [], None
+            self._runs, self._rows = [], None
 
     def _read(self, folder: Path) -> Mapping[str, _Factors]:
         config = LoraConfig.from_pretrained(str(folder))
@@ -109,17 +110,17 @@ class AdaptedModel:
         if not self._runs:
             return output_BTO
         x_BTI = inputs[0]
-        if self._ends_G is None:
-            ends = accumulate(texts * x_BTI.shape[1] for _, texts in self._runs)
-            self._ends_G = torch.tensor([*ends], dtype=torch.int32, device=self.device)
+        if self._rows is None:
+            lengths = [texts * x_BTI.shape[1] for _, texts in self._runs]
+            self._rows = rows_of(lengths, self.device, self.model.dtype)
         if layer not in self._stacked:
             self._stacked[layer] = self._stack(layer, module)
         stacked = self._stacked[layer]
         if stacked is None:
             return output_BTO
         a_GIR, b_GRO = stacked
-        h_XR = grouped_mm(x_BTI.flatten(0, 1), a_GIR, offs=self._ends_G)
-        return output_BTO + grouped_mm(h_XR, b_GRO, offs=self._ends_G).view_as(output_BTO)
+        h = self._rows.times(self._rows.take(x_BTI.flatten(0, 1)), a_GIR)
+        return output_BTO + self._rows.give(self._rows.times(h, b_GRO)).view_as(output_BTO)
 
     def _stack(self, layer: str, module: torch.nn.Linear) -> tuple[Tensor, Tensor] | None:
         """Every run's factors of a layer, zeros where it has none; None if no run has any.

@@ -42,13 +42,16 @@ class TransformersEngine:
         Raises ModelNotLoadable.
         """
         self.identity = ModelIdentity(source=source.source, revision=source.revision)
-        self.max_adapters = max_adapters
         model, self._tokenizer = load_model(source)
         self._model = AdaptedModel(model, max_adapters=max_adapters)
         self._max_rows = max_rows or (ROWS_ON_GPU if model.device.type == "cuda" else ROWS_ON_CPU)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._pad = pad_token(self._tokenizer)
         self._stop = stop_tokens(model, self._tokenizer)
+
+    @property
+    def max_adapters(self) -> int:
+        return self._model.max_adapters
 
     def loaded(self) -> list[str]:
         return self._model.loaded
