@@ -15,6 +15,7 @@ from typing import TypeVar
 from rookery_engines.adapted import BASE, AdaptedModel
 from rookery_engines.decoding import Row, Text, decode, mean_log_likelihoods
 from rookery_engines.models import ModelSource, load_model, pad_token, stop_tokens
+from rookery_engines.texts import Texts
 from rookery_engines.types import (
     AdapterRef,
     Finish,
@@ -23,7 +24,6 @@ from rookery_engines.types import (
     LikelihoodRequest,
     ModelIdentity,
 )
-from rookery_shared.errors import PromptTooLong
 
 T = TypeVar("T")
 
@@ -42,12 +42,13 @@ class TransformersEngine:
         Raises ModelNotLoadable.
         """
         self.identity = ModelIdentity(source=source.source, revision=source.revision)
-        model, self._tokenizer = load_model(source)
+        model, tokenizer = load_model(source)
+        self._texts = Texts(tokenizer, self.identity, limit=model.config.max_position_embeddings)
         self._model = AdaptedModel(model, max_adapters=max_adapters)
         self._max_rows = max_rows or (ROWS_ON_GPU if model.device.type == "cuda" else ROWS_ON_CPU)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        self._pad = pad_token(self._tokenizer)
-        self._stop = stop_tokens(model, self._tokenizer)
+        self._pad = pad_token(tokenizer)
+        self._stop = stop_tokens(model, tokenizer)
 
     @property
     def max_adapters(self) -> int:
@@ -85,16 +86,8 @@ class TransformersEngine:
             results = [0.0] * len(requests)
             for indices in self._batches([r.adapter for r in requests]):
                 asked = [requests[i] for i in indices]
-                texts = [
-                    Text(
-                        prompt=self._encode(request.prompt),
-                        completion=self._encode_completion(request.completion),
-                        adapter=_name(request.adapter),
-                    )
-                    for request in asked
-                ]
                 self._model.load(_named(asked))
-                scores = mean_log_likelihoods(self._model, texts, pad=self._pad)
+                scores = mean_log_likelihoods(self._model, [self._text(request) for request in asked], pad=self._pad)
                 for i, score in zip(indices, scores, strict=True):
                     results[i] = score
             return results
@@ -104,26 +97,9 @@ class TransformersEngine:
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def _encode(self, text: str) -> list[int]:
-        tokens: list[int] = self._tokenizer.encode(text)
-        return tokens
-
-    def _encode_completion(self, text: str) -> list[int]:
-        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return tokens
-
-    def _decode(self, tokens: list[int]) -> str:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        assert isinstance(text, str)  # a list only for a list of lists
-        return text
-
     def _row(self, index: int, request: GenerationRequest) -> Row:
         """Raises PromptTooLong if the model's positions end before the text can begin."""
-        prompt = self._encode(request.prompt)
-        limit = self._model.model.config.max_position_embeddings
-        if len(prompt) >= limit:
-            raise PromptTooLong(f"the prompt has {len(prompt):,} tokens; {self.identity} reads at most {limit:,}")
-        tokens = min(request.sampling.max_new_tokens, limit - len(prompt))
+        prompt, tokens = self._texts.prompt(request)
         return Row(
             index=index,
             prompt=prompt,
@@ -132,6 +108,10 @@ class TransformersEngine:
             adapter=_name(request.adapter),
         )
 
+    def _text(self, request: LikelihoodRequest) -> Text:
+        prompt, completion = self._texts.pair(request)
+        return Text(prompt=prompt, completion=completion, adapter=_name(request.adapter))
+
     def _generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
         for indices in self._batches([r.adapter for r in requests]):
             rows = [self._row(i, requests[i]) for i in indices]
@@ -139,7 +119,7 @@ class TransformersEngine:
             for row in decode(self._model, rows, pad=self._pad, stop=self._stop):
                 yield Generation(
                     request=row.index,
-                    text=self._decode(row.tokens),
+                    text=self._texts.text(row.tokens),
                     finish=Finish.STOP if row.stopped else Finish.LENGTH,
                     prompt_tokens=len(row.prompt),
                     completion_tokens=len(row.tokens),

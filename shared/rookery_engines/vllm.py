@@ -30,6 +30,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from rookery_engines.fitting import check_fits
 from rookery_engines.models import ModelSource, stop_tokens
+from rookery_engines.texts import Texts
 from rookery_engines.types import (
     AdapterRef,
     Finish,
@@ -38,7 +39,7 @@ from rookery_engines.types import (
     LikelihoodRequest,
     ModelIdentity,
 )
-from rookery_shared.errors import AdapterMismatch, ModelNotLoadable, PromptTooLong
+from rookery_shared.errors import AdapterMismatch, ModelNotLoadable
 from rookery_shared.peft_format import WEIGHTS, factor_key
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -64,7 +65,7 @@ class VllmEngine:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # other services are on this machine too
         revision = source.revision or None
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(source.source, revision=revision, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(source.source, revision=revision, trust_remote_code=False)
             config = AutoConfig.from_pretrained(source.source, revision=revision, trust_remote_code=False)
             with torch.device("meta"):
                 self._shapes = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
@@ -92,8 +93,8 @@ class VllmEngine:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelNotLoadable(f"cannot load {source.source}: {error}", source=source.source) from error
-        self._limit = self._engine.model_config.max_model_len
-        self._stop = stop_tokens(self._shapes, self._tokenizer)
+        self._texts = Texts(tokenizer, self.identity, limit=self._engine.model_config.max_model_len)
+        self._stop = stop_tokens(self._shapes, tokenizer)
         self._loaded: OrderedDict[str, LoRARequest] = OrderedDict()
         self._made = 0
         self._folder = tempfile.TemporaryDirectory(prefix="rookery-vllm-")
@@ -118,10 +119,10 @@ class VllmEngine:
         self._folder.cleanup()
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Generation, None]:
-        prompts = [self._prompt(request) for request in requests]
+        prompts = [self._texts.prompt(request) for request in requests]
         tasks = [
-            asyncio.ensure_future(self._write(index, prompt, request))
-            for index, (prompt, request) in enumerate(zip(prompts, requests, strict=True))
+            asyncio.ensure_future(self._write(index, prompt, tokens, request))
+            for index, ((prompt, tokens), request) in enumerate(zip(prompts, requests, strict=True))
         ]
         try:
             for finished in asyncio.as_completed(tasks):
@@ -134,18 +135,12 @@ class VllmEngine:
     async def log_likelihoods(self, requests: Sequence[LikelihoodRequest]) -> list[float]:
         return await asyncio.gather(*(self._log_likelihood(request) for request in requests))
 
-    def _prompt(self, request: GenerationRequest) -> list[int]:
-        prompt: list[int] = self._tokenizer.encode(request.prompt)
-        if len(prompt) >= self._limit:
-            raise PromptTooLong(f"the prompt has {len(prompt):,} tokens; {self.identity} reads at most {self._limit:,}")
-        return prompt
-
-    async def _write(self, index: int, prompt: list[int], request: GenerationRequest) -> Generation:
+    async def _write(self, index: int, prompt: list[int], most: int, request: GenerationRequest) -> Generation:
         sampling = SamplingParams(
             temperature=request.sampling.temperature,
             top_p=request.sampling.top_p,
             seed=request.seed % 2**63,
-            max_tokens=min(request.sampling.max_new_tokens, self._limit - len(prompt)),
+            max_tokens=most,
             stop_token_ids=sorted(self._stop),
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -153,19 +148,16 @@ class VllmEngine:
         result = await self._ask(prompt, sampling, request.adapter)
         tokens = [*result.outputs[0].token_ids]
         stopped = bool(tokens) and tokens[-1] in self._stop
-        text = self._tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
-        assert isinstance(text, str)  # a list only for a list of lists
         return Generation(
             request=index,
-            text=text,
+            text=self._texts.text(tokens[:-1] if stopped else tokens),
             finish=Finish.STOP if stopped else Finish.LENGTH,
             prompt_tokens=len(prompt),
             completion_tokens=len(tokens) - stopped,
         )
 
     async def _log_likelihood(self, request: LikelihoodRequest) -> float:
-        prompt: list[int] = self._tokenizer.encode(request.prompt)
-        completion: list[int] = self._tokenizer.encode(request.completion, add_special_tokens=False)
+        prompt, completion = self._texts.pair(request)
         sampling = SamplingParams(
             max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
