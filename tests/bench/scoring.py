@@ -40,7 +40,7 @@ TOGETHER, ALONE = "one call", "a call for each"
 def train_items(store: LocalStore, folder: Path) -> list[Item]:
     """Each adapter has learned the passage that it is asked about."""
     model, tokenizer = load_model(SOURCE)
-    contexts = [_context(world) for world in make_contexts(Surnames.TEST, ADAPTERS, seed=0)]
+    contexts = [to_context(world, questions=QUESTIONS) for world in make_contexts(Surnames.TEST, ADAPTERS, seed=0)]
     recipe = LoraRecipe(rank=32, alpha=64, epochs=3, learning_rate=3e-3)
     rules = find_domain(DOMAIN)
     tasks = [
@@ -52,9 +52,10 @@ def train_items(store: LocalStore, folder: Path) -> list[Item]:
     return [Item(adapter=_publish(store, task), context=c) for task, c in zip(tasks, contexts, strict=True)]
 
 
-def _context(world: WorldContext) -> Context:
-    questions = tuple(Question(question=q.question, answer=q.answer) for q in world.questions[:QUESTIONS])
-    return Context(title=world.title, passage=world.passage, questions=questions)
+def to_context(world: WorldContext, *, questions: int | None = None) -> Context:
+    """With its first questions, or all of them."""
+    asked = tuple(Question(question=q.question, answer=q.answer) for q in world.questions[:questions])
+    return Context(title=world.title, passage=world.passage, questions=asked)
 
 
 def _publish(store: LocalStore, task: AdapterTask) -> str:

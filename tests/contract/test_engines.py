@@ -21,10 +21,11 @@ from rookery_engines.probing import probe
 from rookery_engines.types import AdapterRef, Finish, Generation, GenerationRequest, LikelihoodRequest
 from rookery_shared.domains import find_domain
 from rookery_shared.errors import AdapterMismatch, PromptTooLong
-from rookery_shared.types import ALL_LINEAR, Context, LoraRecipe, Question, Sampling
+from rookery_shared.types import ALL_LINEAR, Context, LoraRecipe, Sampling
 from rookery_tiny.contexts import make_contexts
 from rookery_tiny.world import Surnames
 from rookery_training.batch import AdapterTask, BatchTrainer
+from tests.bench.scoring import to_context
 from tests.bench.shapes import TINY
 
 SOURCE = ModelSource(source=str(TINY))
@@ -41,14 +42,7 @@ needs_vllm = pytest.mark.skipif(
 
 
 def contexts() -> list[Context]:
-    return [
-        Context(
-            title=world.title,
-            passage=world.passage,
-            questions=tuple(Question(question=q.question, answer=q.answer) for q in world.questions),
-        )
-        for world in make_contexts(Surnames.TEST, 60, seed=0)
-    ]
+    return [to_context(world) for world in make_contexts(Surnames.TEST, 60, seed=0)]
 
 
 @pytest.fixture(scope="module")

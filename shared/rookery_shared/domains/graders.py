@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from rookery_shared.domains import matching
-from rookery_shared.domains.matching import match
 from rookery_shared.types import Question
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -47,7 +46,7 @@ GRADERS: Mapping[str, Callable[[Question, str], float]] = {
     "exact": lambda question, answer: exact(question.answer, answer),
     "f1": lambda question, answer: f1(question.answer, answer),
     "contains": lambda question, answer: contains(question.answer, answer),
-    "match": lambda question, answer: match(answer=answer, gold=question.answer, question=question.question),
+    "match": lambda question, answer: matching.match(answer=answer, gold=question.answer, question=question.question),
 }
 VERSION = "1"
 LOGLIK = "loglik"
