@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+from cachetools import LRUCache
 
 from rookery_engines.base import Engine
 from rookery_engines.types import Finish, Generation, GenerationRequest
@@ -100,7 +101,7 @@ class Judge:
     def __init__(self, engine: Engine, *, max_new_tokens: int = 16) -> None:
         self.engine = engine
         self._sampling = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=max_new_tokens)
-        self._known: OrderedDict[Case, bool] = OrderedDict()
+        self._known: LRUCache[Case, bool] = LRUCache(VERDICTS)
 
     @property
     def label(self) -> str:
@@ -134,8 +135,6 @@ class Judge:
                 f"attempts; its last reply begins {reply.strip()[:LONGEST_REPLY]!r}",
                 judge=self.label,
             )
-        while len(self._known) > VERDICTS:
-            self._known.popitem(last=False)
         return [float(verdicts.get(case, False)) for case in cases]
 
     def _request(self, case: Case, attempt: int) -> GenerationRequest:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections import OrderedDict
 from collections.abc import Sequence
+
+from cachetools import LRUCache
 
 from rookery_engines.base import Engine
 from rookery_engines.types import AdapterRef, LikelihoodRequest
@@ -18,7 +19,7 @@ class Retention:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._base: OrderedDict[str, float] = OrderedDict()
+        self._base: LRUCache[str, float] = LRUCache(BASE_TEXTS)
 
     async def forgetting(self, adapters: Sequence[AdapterRef], texts: Sequence[str]) -> list[float]:
         """For each adapter what the texts lose in mean log-likelihood, in nats per token; the mean over texts.
@@ -33,11 +34,7 @@ class Retention:
         values = await self._engine.log_likelihoods(requests)
         known = {text: value for text, value in base.items() if value is not None}
         known |= zip(unknown, values, strict=False)
-        for text, value in known.items():
-            self._base[text] = value
-            self._base.move_to_end(text)
-        while len(self._base) > BASE_TEXTS:
-            self._base.popitem(last=False)
+        self._base.update(known)
         before, with_adapters = [known[text] for text in texts], values[len(unknown) :]
         return [
             statistics.fmean(b - a for b, a in zip(before, with_adapters[i:], strict=False))

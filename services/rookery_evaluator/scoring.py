@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+
+from cachetools import LRUCache
 
 from rookery_engines.base import Engine
 from rookery_engines.connect import find_adapter
@@ -90,7 +92,7 @@ class Evaluator:
         self._cache = cache
         self._judge = judge
         self._retention = Retention(engine)
-        self._base: OrderedDict[tuple[tuple[str, str], int], Answered] = OrderedDict()
+        self._base: LRUCache[tuple[tuple[str, str], int], Answered] = LRUCache(BASE_ANSWERS)
         """By question and longest answer. The model is always this one: another revision is another profile."""
 
     def graders(self, domain: str, *, judged: bool) -> list[str]:
@@ -170,8 +172,6 @@ class Evaluator:
             base = before[ask.key]
             assert base is not None
             pairs.append((base, _graded(ask, text, loglik, rules)))
-        while len(self._base) > BASE_ANSWERS:
-            self._base.popitem(last=False)
         return pairs
 
     async def _write(self, asks: Sequence[_Ask], max_new_tokens: int) -> list[str]:
