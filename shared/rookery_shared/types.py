@@ -18,12 +18,21 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """An input with its output. A grid is its text, as `rookery.grids` reads it."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What must be learned: a passage, and the questions that tell whether it was."""
+    """What must be learned, a passage or a task, and the questions that tell whether it was."""
 
     title: str
-    passage: str
+    passage: str = ""
     questions: tuple[Question, ...] = ()
+    demonstrations: tuple[Demonstration, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +143,3 @@ MAX_REDRAWS = 16
 
 MAX_RETENTION_TEXTS = 1_000
 """That one adapter is asked about."""
-
-ANSWER_TOKENS = 64
-"""Longest answer of a student, as in the reference."""

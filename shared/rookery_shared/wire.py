@@ -13,6 +13,7 @@ from rookery_shared.types import (
     LINEAR_LAYERS,
     MAX_RETENTION_TEXTS,
     Context,
+    Demonstration,
     Example,
     LoraRecipe,
     PolicyGradient,
@@ -35,6 +36,7 @@ def context_from_proto(message: context_pb2.Context) -> Context:
         title=message.title,
         passage=message.passage,
         questions=tuple(questions_from_proto(message.questions)),
+        demonstrations=tuple(Demonstration(input=d.input, output=d.output) for d in message.demonstrations),
     )
 
 
@@ -43,6 +45,7 @@ def context_to_proto(context: Context) -> context_pb2.Context:
         title=context.title,
         passage=context.passage,
         questions=questions_to_proto(context.questions),
+        demonstrations=[context_pb2.Demonstration(input=d.input, output=d.output) for d in context.demonstrations],
     )
 
 
@@ -92,6 +95,7 @@ def recipe_from_proto(message: recipe_pb2.LoraRecipe, *, default: LoraRecipe, fi
         ),
         end_mask=message.end_mask if chosen("end_mask") else default.end_mask,
         reference_padding=message.reference_padding if chosen("reference_padding") else default.reference_padding,
+        max_tokens=message.max_tokens if chosen("max_tokens") else default.max_tokens,
     )
     _require(recipe.rank >= 1, f"{field}.rank", "at least 1")
     _require(recipe.alpha >= 1, f"{field}.alpha", "at least 1")
@@ -102,6 +106,7 @@ def recipe_from_proto(message: recipe_pb2.LoraRecipe, *, default: LoraRecipe, fi
     _require(recipe.max_gradient_norm >= 0, f"{field}.max_gradient_norm", "at least 0")
     _require(recipe.weight_decay >= 0, f"{field}.weight_decay", "at least 0")
     _require(recipe.reference_padding <= 65_536, f"{field}.reference_padding", "at most 65,536")
+    _require(16 <= recipe.max_tokens <= 65_536, f"{field}.max_tokens", "in [16, 65,536]")
     alone = ALL_LINEAR not in recipe.targets or recipe.targets == (ALL_LINEAR,)
     _require(alone, f"{field}.targets", f"layer names, or {ALL_LINEAR!r} alone")
     known = recipe.targets == (ALL_LINEAR,) or all(t.rpartition(".")[2] in LINEAR_LAYERS for t in recipe.targets)
@@ -126,6 +131,7 @@ def recipe_to_proto(recipe: LoraRecipe) -> recipe_pb2.LoraRecipe:
         completion_only_loss=recipe.completion_only_loss,
         end_mask=recipe.end_mask,
         reference_padding=recipe.reference_padding,
+        max_tokens=recipe.max_tokens,
     )
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from rookery.grids import Grid
+from collections.abc import Sequence
+
+from rookery.grids import Grid, fits
 from rookery_shared.grids.augmentations import GROUPS
-from rookery_shared.grids.practice import MOST_TASKS, Practice, Shown, make_practice
+from rookery_shared.grids.practice import MOST_TASKS, Practice, Shown, practice_on_grids, practice_on_texts
 
 
-def shown(colour: int) -> Shown:
+def fit(task: Practice[Grid]) -> bool:
+    return all(map(fits, task.sides))
+
+
+def practice(demonstrations: Sequence[Shown[Grid]], groups: Sequence[str], *, seed: int) -> list[Practice[Grid]]:
+    return practice_on_grids(demonstrations, groups, seed=seed, accepts=fit)
+
+
+def shown(colour: int) -> Shown[Grid]:
     one: Grid = ((colour, 0),)
     other: Grid = ((0, colour),)
     return Shown(one, other)
@@ -17,7 +27,7 @@ DEMONSTRATIONS = [shown(colour) for colour in (1, 2, 3)]
 
 
 def test_one_and_two_are_left_out_and_the_rest_is_shown_in_any_order() -> None:
-    made = make_practice(DEMONSTRATIONS, [], seed=0)
+    made = practice(DEMONSTRATIONS, [], seed=0)
     seen = {(frozenset(task.demonstrations), task.asked) for task in made}
     one = {(frozenset(DEMONSTRATIONS) - {asked}, asked) for asked in DEMONSTRATIONS}
     two = {(frozenset([kept]), asked) for kept in DEMONSTRATIONS for asked in DEMONSTRATIONS if kept != asked}
@@ -28,27 +38,30 @@ def test_one_and_two_are_left_out_and_the_rest_is_shown_in_any_order() -> None:
 
 def test_every_grid_of_a_task_is_changed_alike() -> None:
     """The rule, that the coloured cell moves to the other end, holds after every basic change or is turned with it."""
-    for task in make_practice(DEMONSTRATIONS, ["use_size_augmentations"], seed=1):
+    for task in practice(DEMONSTRATIONS, ["use_size_augmentations"], seed=1):
         for pair in (*task.demonstrations, task.asked):
             assert pair.output == tuple(row[::-1] for row in pair.input)
 
 
 def test_a_seed_names_the_practice() -> None:
     groups = [*GROUPS]
-    assert make_practice(DEMONSTRATIONS, groups, seed=3) == make_practice(DEMONSTRATIONS, groups, seed=3)
-    assert make_practice(DEMONSTRATIONS, groups, seed=3) != make_practice(DEMONSTRATIONS, groups, seed=4)
+    assert practice(DEMONSTRATIONS, groups, seed=3) == practice(DEMONSTRATIONS, groups, seed=3)
+    assert practice(DEMONSTRATIONS, groups, seed=3) != practice(DEMONSTRATIONS, groups, seed=4)
 
 
 def test_limits() -> None:
-    many = make_practice([shown(colour) for colour in range(1, 9)], [*GROUPS], seed=0)
+    many = practice([shown(colour) for colour in range(1, 9)], [*GROUPS], seed=0)
     assert len(many) == MOST_TASKS
-    large = Shown(((1,) * 20,), ((2,) * 20,))
-    wide = make_practice([large, large, large], ["use_repeat_augmentations"], seed=0)
+    large: Shown[Grid] = Shown(((1,) * 20,), ((2,) * 20,))
+    wide = practice([large, large, large], ["use_repeat_augmentations"], seed=0)
     assert wide
-    assert all(len(grid[0]) <= 30 for task in wide for grid in task.grids)
+    assert all(len(grid[0]) <= 30 for task in wide for grid in task.sides)
 
-    def short(task: Practice) -> bool:
-        return len(task.demonstrations) == 1
+    assert practice(DEMONSTRATIONS[:1], [*GROUPS], seed=0) == [], "nothing can be left out"
 
-    assert all(map(short, make_practice(DEMONSTRATIONS, [], seed=0, accepts=short)))
-    assert make_practice(DEMONSTRATIONS[:1], [*GROUPS], seed=0) == [], "nothing can be left out"
+
+def test_texts_are_left_out_like_grids() -> None:
+    pairs = [Shown("cat", "tac"), Shown("dog", "god"), Shown("pot", "top")]
+    made = practice_on_texts(pairs, seed=0, accepts=lambda task: task.asked.input != "pot")
+    assert {task.asked for task in made} == {*pairs[:2]}
+    assert all(task.asked not in task.demonstrations for task in made)

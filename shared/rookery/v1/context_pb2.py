@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18rookery/v1/context.proto\x12\nrookery.v1\"R\n\x07\x43ontext\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0f\n\x07passage\x18\x02 \x01(\t\x12\'\n\tquestions\x18\x03 \x03(\x0b\x32\x14.rookery.v1.Question\",\n\x08Question\x12\x10\n\x08question\x18\x01 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18rookery/v1/context.proto\x12\nrookery.v1\"\x85\x01\n\x07\x43ontext\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0f\n\x07passage\x18\x02 \x01(\t\x12\'\n\tquestions\x18\x03 \x03(\x0b\x32\x14.rookery.v1.Question\x12\x31\n\x0e\x64\x65monstrations\x18\x04 \x03(\x0b\x32\x19.rookery.v1.Demonstration\",\n\x08Question\x12\x10\n\x08question\x18\x01 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\t\".\n\rDemonstration\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rookery.v1.context_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONTEXT']._serialized_start=40
-  _globals['_CONTEXT']._serialized_end=122
-  _globals['_QUESTION']._serialized_start=124
-  _globals['_QUESTION']._serialized_end=168
+  _globals['_CONTEXT']._serialized_start=41
+  _globals['_CONTEXT']._serialized_end=174
+  _globals['_QUESTION']._serialized_start=176
+  _globals['_QUESTION']._serialized_end=220
+  _globals['_DEMONSTRATION']._serialized_start=222
+  _globals['_DEMONSTRATION']._serialized_end=268
 # @@protoc_insertion_point(module_scope)

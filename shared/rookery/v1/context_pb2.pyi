@@ -20,20 +20,31 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Context(_message.Message):
-    """One text to learn, with the questions that tell whether it was learned."""
+    """One text or task to learn, with the questions that tell whether it was learned."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TITLE_FIELD_NUMBER: _builtins.int
     PASSAGE_FIELD_NUMBER: _builtins.int
     QUESTIONS_FIELD_NUMBER: _builtins.int
+    DEMONSTRATIONS_FIELD_NUMBER: _builtins.int
     title: _builtins.str
-    """Required. What the passage is about. It prefixes every training sequence and every question. At most 512 characters."""
+    """Required. What the passage is about, or the task's name. In the domain "knowledge" it prefixes every training sequence
+    and every question. At most 512 characters.
+    """
     passage: _builtins.str
-    """Required. The text to learn. At most the `max_passage_characters` of the student profile."""
+    """Required in the domain "knowledge", empty in "few_shot". The text to learn. At most the `max_passage_characters` of the
+    student profile.
+    """
     @_builtins.property
     def questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Question]:
-        """Optional. Questions that are asked without the passage. For an adaptation without any, the teacher writes them."""
+        """Questions that are asked without the passage, or inputs of a task. Optional in the domain "knowledge", where the
+        teacher writes some for an adaptation without any; required in "few_shot".
+        """
+
+    @_builtins.property
+    def demonstrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Demonstration]:
+        """Required in the domain "few_shot", empty in "knowledge". What the task is: inputs with their outputs."""
 
     def __init__(
         self,
@@ -41,10 +52,11 @@ class Context(_message.Message):
         title: _builtins.str = ...,
         passage: _builtins.str = ...,
         questions: _abc.Iterable[Global___Question] | None = ...,
+        demonstrations: _abc.Iterable[Global___Demonstration] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["passage", b"passage", "questions", b"questions", "title", b"title"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demonstrations", b"demonstrations", "passage", b"passage", "questions", b"questions", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -59,9 +71,9 @@ class Question(_message.Message):
     QUESTION_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     question: _builtins.str
-    """Required. The question as it is asked, without the title."""
+    """Required. The question as it is asked, without the title; or an input."""
     answer: _builtins.str
-    """Required. The answer that counts as right."""
+    """Required. The answer that counts as right; or the output."""
     def __init__(
         self,
         *,
@@ -75,3 +87,29 @@ class Question(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Question: _TypeAlias = Question  # noqa: Y015
+
+@_typing.final
+class Demonstration(_message.Message):
+    """An input with its output. A grid is its text: a line for each row, digits with spaces between them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    input: _builtins.str
+    """Required."""
+    output: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        input: _builtins.str = ...,
+        output: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "output", b"output"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Demonstration: _TypeAlias = Demonstration  # noqa: Y015

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from rookery_shared.types import Context, Example, Question
+from rookery_shared.types import Context, Example, LoraRecipe, Question
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A prompt for a student, and the question of its context that it asks."""
+
+    question: int
+    prompt: str
 
 
 class Domain(Protocol):
@@ -19,12 +28,46 @@ class Domain(Protocol):
         """The prompts that it has for a teacher; the first is the default."""
         ...
 
+    @property
+    def rewards(self) -> Sequence[str]:
+        """Names of the graders that may pay; the first is the default."""
+        ...
+
+    @property
+    def student_recipe(self) -> LoraRecipe:
+        """How a student is trained where nobody says otherwise."""
+        ...
+
+    @property
+    def answer_tokens(self) -> int:
+        """Longest answer of a student."""
+        ...
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether ReST-EM imitates every self-edit that gains, not only the best of its context."""
+        ...
+
+    def check(self, context: Context, *, field: str) -> None:
+        """Raises InvalidField or EmptyPassage for a context that is none of this domain, naming the field."""
+        ...
+
+    # --- the self-edit ------------------------------------------------------------------------------------------------
+
     def self_edit_prompt(self, context: Context, *, style: str) -> str:
         """What the teacher is given to write a self-edit."""
         ...
 
-    def examples(self, context: Context, self_edit: str) -> list[Example]:
-        """What the student trains on. A blank self-edit leaves the context alone."""
+    def fault(self, context: Context, self_edit: str) -> str:
+        """Why a self-edit cannot be used; empty if it can. One that cannot earns the lowest reward, 0."""
+        ...
+
+    def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:
+        """What the student trains on. A blank self-edit leaves the context alone; no other has a fault."""
+        ...
+
+    def recipe(self, self_edit: str, recipe: LoraRecipe) -> LoraRecipe:
+        """How the student trains on it: as the plan says, but for what the self-edit decides."""
         ...
 
     def question_prompt(self, context: Context) -> str:
@@ -35,8 +78,14 @@ class Domain(Protocol):
         """The questions in what it wrote; those that cannot be read are left out."""
         ...
 
-    def answer_prompts(self, context: Context) -> list[str]:
-        """What the student is asked, a prompt for each question; the context itself is not shown."""
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def asks(self, context: Context) -> Sequence[Ask]:
+        """What the student is asked. A question may be asked in several ways; the gold answer is to the first of them."""
+        ...
+
+    def answer(self, context: Context, question: int, texts: Sequence[str]) -> str:
+        """The answer to a question of the context, from what the student wrote to its asks, in their order."""
         ...
 
     def grade(self, question: Question, answer: str) -> Mapping[str, float]:
@@ -46,4 +95,8 @@ class Domain(Protocol):
     @property
     def graders(self) -> Sequence[str]:
         """`name/version` of every grader that `grade` applies."""
+        ...
+
+    def score(self, reward: str, grades: Sequence[float]) -> float:
+        """What the questions' grades are worth together."""
         ...

@@ -7,10 +7,13 @@ the prompts are those of the paper's public repository (MIT licence), since resu
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 
-from rookery_shared.domains import graders
-from rookery_shared.types import Context, Example, Question
+from rookery_shared.domains.base import Ask
+from rookery_shared.domains.graders import GRADERS, JUDGE, LOGLIK, NAMES
+from rookery_shared.errors import EmptyPassage, InvalidField
+from rookery_shared.types import Context, Example, LoraRecipe, Question
 
 SELF_EDIT_PROMPTS = {
     "implications": (
@@ -81,12 +84,30 @@ class Knowledge:
 
     name = "knowledge"
     styles: Sequence[str] = tuple(SELF_EDIT_PROMPTS)
-    graders: Sequence[str] = graders.NAMES
+    graders: Sequence[str] = NAMES
+    rewards: Sequence[str] = (LOGLIK, *GRADERS, JUDGE)
+    student_recipe = LoraRecipe()
+    answer_tokens = 64
+    keeps_all = False
+
+    def check(self, context: Context, *, field: str) -> None:
+        if not context.passage.strip():
+            raise EmptyPassage(f"{field}.passage is empty", field=f"{field}.passage")
+        if context.demonstrations:
+            where = f"{field}.demonstrations"
+            raise InvalidField(f"{where}: a passage has none; a task is of the domain few_shot", field=where)
 
     def self_edit_prompt(self, context: Context, *, style: str) -> str:
         return self_edit_prompt(title=context.title, passage=context.passage, style=style)
 
-    def examples(self, context: Context, self_edit: str) -> list[Example]:
+    def fault(self, context: Context, self_edit: str) -> str:
+        """There is none: any text can be learned."""
+        return ""
+
+    def recipe(self, self_edit: str, recipe: LoraRecipe) -> LoraRecipe:
+        return recipe
+
+    def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:
         sequences = training_sequences(title=context.title, passage=context.passage, self_edit=self_edit)
         return [Example(completion=sequence) for sequence in sequences]
 
@@ -103,8 +124,18 @@ class Knowledge:
                 found.setdefault(question, Question(question=question, answer=match["answer"].strip()))
         return list(found.values())
 
-    def answer_prompts(self, context: Context) -> list[str]:
-        return [answer_prompt(title=context.title, question=q.question) for q in context.questions]
+    def asks(self, context: Context) -> list[Ask]:
+        return [
+            Ask(question=i, prompt=answer_prompt(title=context.title, question=q.question))
+            for i, q in enumerate(context.questions)
+        ]
+
+    def answer(self, context: Context, question: int, texts: Sequence[str]) -> str:
+        return texts[0].strip()
 
     def grade(self, question: Question, answer: str) -> Mapping[str, float]:
-        return {name: grade(question, answer) for name, grade in graders.GRADERS.items()}
+        return {name: grade(question, answer) for name, grade in GRADERS.items()}
+
+    def score(self, reward: str, grades: Sequence[float]) -> float:
+        """The mean, as the reference's."""
+        return statistics.mean(grades)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from rookery_shared.domains.base import Domain
+from rookery_shared.domains.few_shot import FewShot
 from rookery_shared.domains.knowledge import Knowledge
 from rookery_shared.errors import InvalidField
 
 DEFAULT_DOMAIN = Knowledge.name
-_DOMAINS: dict[str, Domain] = {Knowledge.name: Knowledge()}
+_DOMAINS: dict[str, Domain] = {Knowledge.name: Knowledge(), FewShot.name: FewShot()}
 
 
 def domain_names() -> list[str]:

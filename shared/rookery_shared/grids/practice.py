@@ -9,75 +9,95 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from rookery.grids import Grid, fits
+from rookery.grids import Grid
 from rookery_shared.grids.augmentations import GROUPS, Drawn, draw_colours
 
 MOST_TASKS = 250
 
+Side = TypeVar("Side")
+"""A grid or a text."""
+
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(Generic[Side]):
     """An input with its output."""
 
-    input: Grid
-    output: Grid
+    input: Side
+    output: Side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Practice:
+class Practice(Generic[Side]):
     """Demonstrations, and a pair to find the output of."""
 
-    demonstrations: tuple[Shown, ...]
-    asked: Shown
+    demonstrations: tuple[Shown[Side], ...]
+    asked: Shown[Side]
 
     @property
-    def grids(self) -> Iterator[Grid]:
+    def sides(self) -> Iterator[Side]:
         for shown in (*self.demonstrations, self.asked):
             yield from (shown.input, shown.output)
 
 
-def make_practice(
-    demonstrations: Sequence[Shown],
+def practice_on_grids(
+    demonstrations: Sequence[Shown[Grid]],
     groups: Sequence[str],
     *,
     seed: int,
-    most: int = MOST_TASKS,
-    accepts: Callable[[Practice], bool] = lambda _: True,
-) -> list[Practice]:
-    """At most `most` different tasks, in random order. `accepts` may refuse one, as too long for a model.
+    accepts: Callable[[Practice[Grid]], bool],
+) -> list[Practice[Grid]]:
+    """At most `MOST_TASKS` different tasks, in random order; `accepts` may refuse one, as too large.
 
     `groups` are names in `GROUPS`. With any of them, colours are permuted as well; the order of the demonstrations
-    always is. A task with a grid larger than ARC's largest is left out. Too few demonstrations leave nothing.
+    always is. Too few demonstrations leave nothing.
     """
     rng = random.Random(seed)
-    plain = [*_left_out(demonstrations, 1), *_left_out(demonstrations, 2)]
+    plain = _left_out(demonstrations)
     augmentations = [augmentation for group in groups for augmentation in GROUPS[group]]
-    made = [*plain]
-    made += [_changed(task, augmentation.draw(rng)) for augmentation in augmentations for task in plain]
+    made = plain + [_changed(task, augmentation.draw(rng)) for augmentation in augmentations for task in plain]
     if groups:
-        made += [_changed(task, draw_colours(rng)) for task in [*made]]
-    made += [_shuffled(task, rng) for task in [*made]]
-    unique = [task for task in dict.fromkeys(made) if all(map(fits, task.grids)) and accepts(task)]
-    rng.shuffle(unique)
-    return unique[:most]
+        made += [_changed(task, draw_colours(rng)) for task in made]
+    return _chosen(made, rng, accepts)
 
 
-def _left_out(demonstrations: Sequence[Shown], count: int) -> Iterator[Practice]:
-    """Each so many left out; each of them is asked for, with what remains shown."""
-    for places in itertools.combinations(range(len(demonstrations)), count):
-        rest = tuple(shown for place, shown in enumerate(demonstrations) if place not in places)
-        if rest:
-            yield from (Practice(demonstrations=rest, asked=demonstrations[place]) for place in places)
+def practice_on_texts(
+    demonstrations: Sequence[Shown[str]], *, seed: int, accepts: Callable[[Practice[str]], bool]
+) -> list[Practice[str]]:
+    """The same without augmentations, which texts have none of."""
+    return _chosen(_left_out(demonstrations), random.Random(seed), accepts)
 
 
-def _changed(task: Practice, drawn: Drawn) -> Practice:
-    def change(shown: Shown) -> Shown:
+def _left_out(demonstrations: Sequence[Shown[Side]]) -> list[Practice[Side]]:
+    """One left out, and two; each of them is asked for, with what remains shown."""
+    made: list[Practice[Side]] = []
+    for count in (1, 2):
+        for places in itertools.combinations(range(len(demonstrations)), count):
+            rest = tuple(shown for place, shown in enumerate(demonstrations) if place not in places)
+            if rest:
+                made += [Practice(demonstrations=rest, asked=demonstrations[place]) for place in places]
+    return made
+
+
+def _changed(task: Practice[Grid], drawn: Drawn) -> Practice[Grid]:
+    def change(shown: Shown[Grid]) -> Shown[Grid]:
         return Shown(drawn.apply(shown.input), drawn.apply(shown.output))
 
     return Practice(demonstrations=tuple(map(change, task.demonstrations)), asked=change(task.asked))
 
 
-def _shuffled(task: Practice, rng: random.Random) -> Practice:
-    order = rng.sample(task.demonstrations, len(task.demonstrations))
-    return Practice(demonstrations=tuple(order), asked=task.asked)
+def _chosen(
+    made: Sequence[Practice[Side]], rng: random.Random, accepts: Callable[[Practice[Side]], bool]
+) -> list[Practice[Side]]:
+    """With their demonstrations in other orders as well."""
+    shuffled = [
+        Practice(
+            demonstrations=tuple(rng.sample(task.demonstrations, len(task.demonstrations))),
+            asked=task.asked,
+        )
+        for task in made
+    ]
+    unique = [task for task in dict.fromkeys([*made, *shuffled]) if accepts(task)]
+    rng.shuffle(unique)
+    return unique[:MOST_TASKS]

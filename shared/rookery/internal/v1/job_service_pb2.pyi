@@ -210,6 +210,7 @@ class TrainWork(_message.Message):
         ID_FIELD_NUMBER: _builtins.int
         EXAMPLES_FIELD_NUMBER: _builtins.int
         SEED_FIELD_NUMBER: _builtins.int
+        RECIPE_FIELD_NUMBER: _builtins.int
         id: _builtins.str
         """Output only."""
         seed: _builtins.int
@@ -218,28 +219,28 @@ class TrainWork(_message.Message):
         def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
             """Output only."""
 
+        @_builtins.property
+        def recipe(self) -> _recipe_pb2.LoraRecipe:
+            """Output only. How it is trained; a self-edit may have a say in it."""
+
         def __init__(
             self,
             *,
             id: _builtins.str = ...,
             examples: _abc.Iterable[Global___Example] | None = ...,
             seed: _builtins.int = ...,
+            recipe: _recipe_pb2.LoraRecipe | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["recipe", b"recipe"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "id", b"id", "seed", b"seed"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "id", b"id", "recipe", b"recipe", "seed", b"seed"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     STUDENT_FIELD_NUMBER: _builtins.int
-    RECIPE_FIELD_NUMBER: _builtins.int
     TRIALS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def student(self) -> _model_service_pb2.Profile:
-        """Output only."""
-
-    @_builtins.property
-    def recipe(self) -> _recipe_pb2.LoraRecipe:
         """Output only."""
 
     @_builtins.property
@@ -250,12 +251,11 @@ class TrainWork(_message.Message):
         self,
         *,
         student: _model_service_pb2.Profile | None = ...,
-        recipe: _recipe_pb2.LoraRecipe | None = ...,
         trials: _abc.Iterable[Global___TrainWork.Trial] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["recipe", b"recipe", "student", b"student"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["student", b"student"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["recipe", b"recipe", "student", b"student", "trials", b"trials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["student", b"student", "trials", b"trials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
