@@ -85,7 +85,11 @@ def lessons(session: Session, work: Work, round_: Round) -> list[tuple[SelfEdit,
 def best_trial(session: Session, work: Adaptation, round_: Round) -> Trial:
     """Of the best self-edit by its mean reward, the best trial; the first of ties."""
     [context] = round_contexts(session, round_)
-    entries = [entry for entry in _entries(session, plan_of(work), round_.id, context) if entry.earned]
+    entries = [
+        entry
+        for entry in _entries(session, plan_of(work), round_.id, context)
+        if any(trial.state is TrialState.SCORED for trial in entry.trials)
+    ]
     best = entries[rewards.best_of([entry.earned for entry in entries if entry.earned])]
     trials = [trial for trial in best.trials if trial.state is TrialState.SCORED]
     return max(trials, key=lambda trial: (trial.score_after, -trial.position))
@@ -104,7 +108,7 @@ def _entries(session: Session, plan: Plan, round_: str, context: Context) -> lis
 
 
 def _earned(self_edit: SelfEdit, trials: Sequence[Trial], shape: RewardShape) -> rewards.Candidate | None:
-    measured = [to_measured(trial) for trial in trials if trial.state is TrialState.SCORED]
+    measured = [to_measured(trial) for trial in trials if trial.state in (TrialState.SCORED, TrialState.REFUSED)]
     if not measured:
         return None
     return rewards.Candidate(

@@ -15,6 +15,7 @@ from typing import Protocol
 from rookery_coordinator import rewards
 from rookery_coordinator.rewards import Candidate
 from rookery_coordinator.types import Grpo, RunPlan
+from rookery_shared.domains import find_domain
 from rookery_shared.types import Example, PolicyGradient
 
 SPREAD_FLOOR = 1e-4
@@ -59,6 +60,8 @@ def optimiser_of(plan: RunPlan) -> PolicyOptimiser:
     """The one that the run has chosen."""
     if isinstance(plan.optimiser, Grpo):
         return GroupRelative(plan.optimiser)
+    if find_domain(plan.domain).keeps_all:
+        return AllThatGain()
     return BestOfGroup(keep_without_gain=plan.keep_without_gain)
 
 
@@ -82,6 +85,26 @@ class BestOfGroup:
             return []
         sample = samples[chosen]
         return [Lesson(index=chosen, example=rewards.sft_example(prompt=sample.prompt, text=sample.text))]
+
+
+class AllThatGain:
+    """ReST-EM: supervised fine-tuning on every self-edit that gains, as in SEAL's section 4.2."""
+
+    def lessons(self, samples: Sequence[Sample], earned: Sequence[Candidate]) -> list[Lesson]:
+        return self._these(samples, [index for index, candidate in enumerate(earned) if candidate.gain > 0])
+
+    def control_lessons(self, samples: Sequence[Sample], rng: random.Random) -> list[Lesson]:
+        return self._these(samples, [index for index in range(len(samples)) if rng.random() < 1 / 2])
+
+    def gradient(self, lessons: Sequence[Lesson]) -> PolicyGradient | None:
+        return None
+
+    def _these(self, samples: Sequence[Sample], chosen: Sequence[int]) -> list[Lesson]:
+        return [
+            Lesson(index=i, example=rewards.sft_example(prompt=samples[i].prompt, text=samples[i].text))
+            for i in chosen
+            if samples[i].text.strip()
+        ]
 
 
 class GroupRelative:

@@ -18,7 +18,7 @@ from typing import TypeVar
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from rookery_coordinator import earnings, leases, rewards
+from rookery_coordinator import earnings, leases
 from rookery_coordinator.database import now
 from rookery_coordinator.events import audit, tell
 from rookery_coordinator.identifiers import new_id, policy_name, recipe_digest
@@ -47,7 +47,7 @@ from rookery_coordinator.works import (
     to_context,
 )
 from rookery_shared.domains import find_domain
-from rookery_shared.errors import NoQuestions, TrainingFailed
+from rookery_shared.errors import NoQuestions, TrainingFailed, UnusableSelfEdits
 from rookery_shared.jobs.queues import evaluate_queue, generate_queue, improve_queue, train_queue
 from rookery_shared.seeds import derive_seed
 
@@ -55,6 +55,8 @@ T = TypeVar("T")
 
 GENERATIONS_PER_JOB = 60
 """About this many self-edits are asked for in one job: a batch for the teacher, and a start for the students."""
+LOWEST_SCORE = 0.0
+"""What a self-edit of no use is worth."""
 QUESTION_ATTEMPTS = 4
 """Texts that the teacher writes to find questions for a context without any."""
 MAX_WRITTEN_QUESTIONS = 10
@@ -138,8 +140,10 @@ def question_seeds(work: Work, round_: Round, context: Context) -> list[int]:
 def apply_generated(session: Session, job: Job, written: Sequence[Written]) -> None:
     """Store self-edits and plan their trials; a context without a question, not even a written one, has none."""
     work, round_ = _work_of(session, job)
+    domain = find_domain(plan_of(work).domain)
     added: list[SelfEdit] = []
     trials: list[tuple[SelfEdit, int]] = []
+    refused: list[Trial] = []
     for context_id, item in zip(job.scope, written, strict=True):
         context = session.get_one(Context, context_id)
         if not context.questions and round_.seeds:
@@ -147,15 +151,42 @@ def apply_generated(session: Session, job: Job, written: Sequence[Written]) -> N
         rows = _add_self_edits(session, round_, context, item.self_edits)
         added += rows
         if context.questions:
-            trials += [(row, position) for row in rows for position in range(_first_trials(work, round_))]
+            for row in rows:
+                positions = range(_first_trials(work, round_))
+                fault = domain.fault(to_context(context), row.text)
+                if fault:
+                    refused += [_refused_trial(work, round_, row, position, fault) for position in positions]
+                else:
+                    trials += [(row, position) for position in positions]
         elif round_.seeds:
             tell(session, work.name, f"{context.title}: the teacher wrote no question that can be read; it is left out")
     session.flush()
+    session.add_all(refused)
     _plan_trials(session, work, round_, trials)
     blank, cut = sum(not row.text.strip() for row in added), sum(row.truncated for row in added)
-    redrawn = sum(item.redrawn for item in written)
-    what = f"{len(added)} self-edits written ({blank} blank, {cut} cut, {redrawn} drawn again)"
+    redrawn, useless = sum(item.redrawn for item in written), len({trial.self_edit for trial in refused})
+    what = f"{len(added)} self-edits written ({blank} blank, {cut} cut, {redrawn} drawn again, {useless} of no use)"
     tell(session, work.name, f"round {round_.position}: {what}")
+
+
+def _refused_trial(work: Work, round_: Round, self_edit: SelfEdit, position: int, fault: str) -> Trial:
+    """A trial that has ended before it began."""
+    return Trial(
+        id=new_id(),
+        round=round_.id,
+        self_edit=self_edit.id,
+        position=position,
+        seed=_trial_seed(work, position),
+        recipe="",
+        state=TrialState.REFUSED,
+        failure=fault,
+        score_before=LOWEST_SCORE,
+        score_after=LOWEST_SCORE,
+    )
+
+
+def _trial_seed(work: Work, position: int) -> int:
+    return derive_seed(plan_of(work).seed, "trial", position)
 
 
 def _first_trials(work: Work, round_: Round) -> int:
@@ -190,12 +221,12 @@ def _plan_trials(session: Session, work: Work, round_: Round, asked: Sequence[tu
     trials: list[Trial] = []
     for self_edit, position in asked:
         context = to_context(session.get_one(Context, self_edit.context))
-        seed = derive_seed(plan.seed, "trial", position)
+        seed = _trial_seed(work, position)
         digest = recipe_digest(
             base_model=f"{student.source}@{student.revision}",
             dtype=student.dtype,
-            examples=domain.examples(context, self_edit.text),
-            recipe=plan.student_recipe,
+            examples=domain.examples(context, self_edit.text, seed=seed),
+            recipe=domain.recipe(self_edit.text, plan.student_recipe),
             seed=seed,
         )
         trials.append(
@@ -279,12 +310,13 @@ def apply_evaluated(
 ) -> None:
     """Store the scores of an evaluate job's trials: every component, and what was measured."""
     work, round_ = _work_of(session, job)
-    reward = plan_of(work).reward
+    plan = plan_of(work)
+    reward, domain = plan.reward, find_domain(plan.domain)
     for item in items:
         trial = session.get_one(Trial, item.trial)
         trial.state = TrialState.SCORED
-        trial.score_before = rewards.trial_score([q.grades_before[reward] for q in item.questions])
-        trial.score_after = rewards.trial_score([q.grades_after[reward] for q in item.questions])
+        trial.score_before = domain.score(reward, [q.grades_before[reward] for q in item.questions])
+        trial.score_after = domain.score(reward, [q.grades_after[reward] for q in item.questions])
         trial.evaluation = {
             "base_model": base_model,
             "graders": list(graders),
@@ -377,8 +409,13 @@ def _failure_of_all(session: Session, round_: Round) -> Failure | None:
         titles = ", ".join(repr(context.title) for context in round_contexts(session, round_)[:3])
         message = f"{titles} came without questions, and the teacher wrote none that can be read; give some"
         return Failure(reason=NoQuestions.reason, message=message)
-    if any(state is not TrialState.FAILED for state, _ in trials):
+    if any(state not in (TrialState.FAILED, TrialState.REFUSED) for state, _ in trials):
         return None
+    faults = [failure for state, failure in trials if state is TrialState.REFUSED]
+    if faults and round_.purpose is not Purpose.ADAPT:
+        return None  # that the teacher writes nothing of use is measured, and what it has to learn
+    if faults:
+        return Failure(reason=UnusableSelfEdits.reason, message=f"no self-edit could be used: {faults[0]}")
     return Failure(reason=TrainingFailed.reason, message=f"no adapter could be trained: {trials[0].failure}")
 
 

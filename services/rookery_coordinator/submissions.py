@@ -16,8 +16,8 @@ from rookery_coordinator.rounds import start_work
 from rookery_coordinator.tables import Adaptation, Policy, Profile, Request, Run
 from rookery_coordinator.types import AdaptationPlan, Grpo, Limits, Role, RunPlan, SeedAllocation, Split, State
 from rookery_coordinator.works import add_contexts, find_profile, limits_of
-from rookery_shared.domains import check_style
-from rookery_shared.errors import EmptyPassage, EngineCannot, InvalidField, NameTaken, PassageTooLong, RankNotServed
+from rookery_shared.domains import Domain, check_style, find_domain
+from rookery_shared.errors import EngineCannot, InvalidField, NameTaken, PassageTooLong, RankNotServed
 from rookery_shared.types import REMOTE_ENGINE, Context, LoraRecipe
 
 MAX_TITLE_CHARACTERS = 512
@@ -109,10 +109,12 @@ def create_run(
         )
     for position, text in enumerate(plan.retention_texts):
         _check_length(text, limits, field=f"plan.retention_texts[{position}]")
+    _check_reward(plan.domain, plan.reward, field="plan.reward")
+    domain = find_domain(plan.domain)
     for position, context in enumerate(train):
-        check_context(context, limits=limits, field=f"train_contexts[{position}]", needs_questions=False)
+        check_context(context, domain, limits=limits, field=f"train_contexts[{position}]", needs_questions=False)
     for position, context in enumerate(test):
-        check_context(context, limits=limits, field=f"test_contexts[{position}]", needs_questions=True)
+        check_context(context, domain, limits=limits, field=f"test_contexts[{position}]", needs_questions=True)
     run = Run(
         name=run_name(),
         teacher=teacher,
@@ -139,7 +141,9 @@ def create_adaptation(
     teacher_profile, student_profile = _profiles(session, teacher, student)
     check_style(plan.domain, plan.style, field="style")
     _check_rank(plan.student_recipe, student_profile, field="recipe.rank")
-    check_context(context, limits=limits_of(student_profile), field="context", needs_questions=False)
+    _check_reward(plan.domain, plan.reward, field="reward")
+    domain, limits = find_domain(plan.domain), limits_of(student_profile)
+    check_context(context, domain, limits=limits, field="context", needs_questions=False)
     adaptation = Adaptation(
         name=adaptation_name(),
         teacher=teacher,
@@ -158,21 +162,28 @@ def create_adaptation(
     return adaptation
 
 
-def check_context(context: Context, *, limits: Limits, field: str, needs_questions: bool) -> None:
+def check_context(context: Context, domain: Domain, *, limits: Limits, field: str, needs_questions: bool) -> None:
     """Raises InvalidField, EmptyPassage or PassageTooLong, naming the field."""
     if not context.title.strip():
         raise InvalidField(f"{field}.title is empty", field=f"{field}.title")
     if len(context.title) > MAX_TITLE_CHARACTERS:
         raise InvalidField(f"{field}.title is over {MAX_TITLE_CHARACTERS} characters", field=f"{field}.title")
-    if not context.passage.strip():
-        raise EmptyPassage(f"{field}.passage is empty", field=f"{field}.passage")
+    domain.check(context, field=field)
     _check_length(context.passage, limits, field=f"{field}.passage")
+    shown = "".join(d.input + d.output for d in context.demonstrations)
+    _check_length(shown, limits, field=f"{field}.demonstrations")
     if needs_questions and not context.questions:
         raise InvalidField(f"{field} has no questions: there is nothing to measure", field=f"{field}.questions")
     for position, question in enumerate(context.questions):
         if not question.question.strip() or not question.answer.strip():
             name = f"{field}.questions[{position}]"
             raise InvalidField(f"{name} lacks its question or its answer", field=name)
+
+
+def _check_reward(domain: str, reward: str, *, field: str) -> None:
+    known = find_domain(domain).rewards
+    if reward not in known:
+        raise InvalidField(f"{domain} does not pay by {reward}, but by {', '.join(known)}", field=field)
 
 
 def _check_length(text: str, limits: Limits, *, field: str) -> None:

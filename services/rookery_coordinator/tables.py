@@ -103,6 +103,8 @@ class Context(Base):
     passage: Mapped[str] = mapped_column(Text)
     questions: Mapped[list[Any]]
     """[{"question": ..., "answer": ...}]; of a context to train on without any, the teacher's, once written."""
+    demonstrations: Mapped[list[Any]] = mapped_column(server_default="[]")
+    """[{"input": ..., "output": ...}], of a task."""
     __table_args__ = (UniqueConstraint("parent", "split", "position"),)
 
 

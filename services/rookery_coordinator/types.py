@@ -77,11 +77,13 @@ class TrialState(StrEnum):
     PLANNED = "planned"
     TRAINED = "trained"
     SCORED = "scored"
+    REFUSED = "refused"
+    """Its self-edit cannot be used: it scores 0, as the worst do."""
     FAILED = "failed"
     """Its adapter could not be trained; no score counts it."""
 
 
-ENDED_TRIAL_STATES = (TrialState.SCORED, TrialState.FAILED)
+ENDED_TRIAL_STATES = (TrialState.SCORED, TrialState.REFUSED, TrialState.FAILED)
 
 
 class Role(StrEnum):
@@ -98,6 +100,7 @@ class Reward(StrEnum):
     LOGLIK = "loglik"
     MATCH = "match"
     JUDGE = "judge"
+    CELLS = "cells"
 
 
 class SeedAllocation(StrEnum):

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 
 from rookery_coordinator import tables
 from rookery_coordinator.rewards import Measured
-from rookery_coordinator.types import AdaptationPlan, Limits, Role, RunPlan
+from rookery_coordinator.types import AdaptationPlan, Limits, Role, RunPlan, TrialState
 from rookery_shared.errors import UnknownProfile, UnknownResource
-from rookery_shared.types import Context, Question, TrainingRecord
+from rookery_shared.types import Context, Demonstration, Question, TrainingRecord
 
 _RUN_PLAN = TypeAdapter(RunPlan)
 _ADAPTATION_PLAN = TypeAdapter(AdaptationPlan)
@@ -78,9 +78,12 @@ def to_training(stored: dict[str, Any]) -> TrainingRecord:
 
 
 def to_measured(trial: tables.Trial) -> Measured:
-    """Of a trial that is scored."""
+    """Of a trial that is scored or refused."""
     assert trial.score_before is not None
     assert trial.score_after is not None
+    if trial.state is TrialState.REFUSED:
+        before, after = trial.score_before, trial.score_after
+        return Measured(score_before=before, score_after=after, weight_change=0.0, tokens=0, forgetting=0.0)
     assert trial.training is not None
     assert trial.evaluation is not None
     training = to_training(trial.training)
@@ -116,7 +119,12 @@ def round_contexts(session: Session, round_: tables.Round) -> Sequence[tables.Co
 
 
 def to_context(row: tables.Context) -> Context:
-    return Context(title=row.title, passage=row.passage, questions=tuple(Question(**q) for q in row.questions))
+    return Context(
+        title=row.title,
+        passage=row.passage,
+        questions=tuple(Question(**q) for q in row.questions),
+        demonstrations=tuple(Demonstration(**d) for d in row.demonstrations),
+    )
 
 
 def add_contexts(session: Session, parent: str, split: str, contexts: Sequence[Context], ids: Sequence[str]) -> None:
@@ -130,5 +138,6 @@ def add_contexts(session: Session, parent: str, split: str, contexts: Sequence[C
                 title=context.title,
                 passage=context.passage,
                 questions=[asdict(q) for q in context.questions],
+                demonstrations=[asdict(d) for d in context.demonstrations],
             )
         )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from cachetools import LRUCache
@@ -74,14 +74,20 @@ class _Ask:
     """A question that an item is asked, and the adapter that answers it."""
 
     item: int
-    title: str
-    prompt: str
-    question: Question
+    context: Context
+    index: int
+    """Of the question in its context."""
+    prompts: tuple[str, ...]
+    """The ways in which it is asked. The gold answer is to the first."""
     adapter: AdapterRef | None
 
     @property
-    def key(self) -> tuple[str, str]:
-        return self.prompt, self.question.answer
+    def question(self) -> Question:
+        return self.context.questions[self.index]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return *self.prompts, self.question.answer
 
 
 class Evaluator:
@@ -92,7 +98,7 @@ class Evaluator:
         self._cache = cache
         self._judge = judge
         self._retention = Retention(engine)
-        self._base: LRUCache[tuple[tuple[str, str], int], Answered] = LRUCache(BASE_ANSWERS)
+        self._base: LRUCache[tuple[tuple[str, ...], int], Answered] = LRUCache(BASE_ANSWERS)
         """By question and longest answer. The model is always this one: another revision is another profile."""
 
     def graders(self, domain: str, *, judged: bool) -> list[str]:
@@ -121,20 +127,8 @@ class Evaluator:
             names = {items[i].adapter for i in places}
             refs = {name: await find_adapter(self._cache, self.engine, name) for name in names}
             adapters = [ref for ref in refs.values() if ref is not None]
-            await probe(self.engine, adapters, rules.answer_prompts(items[first].context)[0])
-            asks = [
-                _Ask(
-                    item=i,
-                    title=items[i].context.title,
-                    prompt=self.engine.ask(prompt),
-                    question=question,
-                    adapter=refs[items[i].adapter],
-                )
-                for i in places
-                for prompt, question in zip(
-                    rules.answer_prompts(items[i].context), items[i].context.questions, strict=True
-                )
-            ]
+            await probe(self.engine, adapters, rules.asks(items[first].context)[0].prompt)
+            asks = [ask for i in places for ask in self._asks(i, items[i].context, refs[items[i].adapter], rules)]
             pairs = await self._answer(asks, rules, max_new_tokens)
             if judge is not None:
                 pairs = await _judged(judge, asks, pairs)
@@ -153,6 +147,14 @@ class Evaluator:
                     forgetting=forgetting.get(items[i].adapter, 0.0),
                 )
 
+    def _asks(self, item: int, context: Context, adapter: AdapterRef | None, rules: Domain) -> Iterator[_Ask]:
+        """One for each question of the context."""
+        prompts: defaultdict[int, list[str]] = defaultdict(list)
+        for ask in rules.asks(context):
+            prompts[ask.question].append(self.engine.ask(ask.prompt))
+        for index in range(len(context.questions)):
+            yield _Ask(item=item, context=context, index=index, prompts=tuple(prompts[index]), adapter=adapter)
+
     def _find_judge(self) -> Judge:
         if self._judge is None:
             raise NoJudge("the evaluator has no judge: ROOKERY_JUDGE_URL and ROOKERY_JUDGE_MODEL are not set")
@@ -163,7 +165,7 @@ class Evaluator:
         before = {ask.key: self._base.get((ask.key, max_new_tokens)) for ask in asks}
         unknown = [*{ask.key: ask for ask in asks if before[ask.key] is None}.values()]
         asked = [replace(ask, adapter=None) for ask in unknown] + [*asks]
-        texts = await self._write(asked, max_new_tokens)
+        texts = await self._write(asked, rules, max_new_tokens)
         logliks = await self._log_likelihoods(asked)
         for ask, text, loglik in zip(unknown, texts, logliks, strict=False):
             before[ask.key] = self._base[ask.key, max_new_tokens] = _graded(ask, text, loglik, rules)
@@ -174,15 +176,21 @@ class Evaluator:
             pairs.append((base, _graded(ask, text, loglik, rules)))
         return pairs
 
-    async def _write(self, asks: Sequence[_Ask], max_new_tokens: int) -> list[str]:
+    async def _write(self, asks: Sequence[_Ask], rules: Domain, max_new_tokens: int) -> list[str]:
+        """The answer to each, from what is written to all of its prompts."""
         greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
-        requests = [GenerationRequest(prompt=a.prompt, sampling=greedy, seed=0, adapter=a.adapter) for a in asks]
-        texts = {g.request: g.text.strip() async for g in self.engine.generate(requests)}
-        return [texts[n] for n in range(len(asks))]
+        requests = [
+            GenerationRequest(prompt=prompt, sampling=greedy, seed=0, adapter=ask.adapter)
+            for ask in asks
+            for prompt in ask.prompts
+        ]
+        written = {g.request: g.text async for g in self.engine.generate(requests)}
+        texts = iter(written[n] for n in range(len(requests)))
+        return [rules.answer(ask.context, ask.index, [next(texts) for _ in ask.prompts]) for ask in asks]
 
     async def _log_likelihoods(self, asks: Sequence[_Ask]) -> list[float]:
         """Of the gold answers."""
-        golds = [LikelihoodRequest(prompt=a.prompt, completion=a.question.answer, adapter=a.adapter) for a in asks]
+        golds = [LikelihoodRequest(prompt=a.prompts[0], completion=a.question.answer, adapter=a.adapter) for a in asks]
         return await self.engine.log_likelihoods(golds)
 
 
@@ -197,7 +205,7 @@ def _graded(ask: _Ask, text: str, loglik: float, rules: Domain) -> Answered:
 async def _judged(judge: Judge, asks: Sequence[_Ask], pairs: Sequence[Pair]) -> list[Pair]:
     """The answers with the judge's grade among their grades."""
     cases = [
-        Case(title=ask.title, question=ask.question.question, gold=ask.question.answer, answer=answered.text)
+        Case(title=ask.context.title, question=ask.question.question, gold=ask.question.answer, answer=answered.text)
         for ask, pair in zip(asks, pairs, strict=True)
         for answered in pair
     ]

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator
 from rookery.v1 import evaluator_service_pb2 as pb
 from rookery.v1.evaluator_service_pb2_grpc import EvaluatorServiceServicer, add_EvaluatorServiceServicer_to_server
 from rookery_evaluator.scoring import Evaluator, Item
-from rookery_shared.domains import DEFAULT_DOMAIN
+from rookery_shared.domains import DEFAULT_DOMAIN, find_domain
 from rookery_shared.errors import InvalidField
 from rookery_shared.rpc.server import RpcContext, Servicer
-from rookery_shared.types import ANSWER_TOKENS
 from rookery_shared.wire import context_from_proto, retention_texts_from_proto
 
 
@@ -40,7 +39,7 @@ class EvaluatorApi(EvaluatorServiceServicer):
         scores = self._evaluator.score(
             items,
             domain=domain,
-            max_new_tokens=request.max_new_tokens or ANSWER_TOKENS,
+            max_new_tokens=request.max_new_tokens or find_domain(domain).answer_tokens,
             judged=request.judge,
             retention_texts=retention_texts,
         )

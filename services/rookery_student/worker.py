@@ -27,11 +27,16 @@ class Student:
         """An adapter of each trial, or the reason why there is none."""
         work = claim.train
         orders = [
-            Order(key=trial.id, examples=examples_from_proto(trial.examples), seed=trial.seed) for trial in work.trials
+            Order(
+                key=trial.id,
+                examples=examples_from_proto(trial.examples),
+                recipe=recipe_from_proto(trial.recipe, default=LoraRecipe(), field="recipe"),
+                seed=trial.seed,
+            )
+            for trial in work.trials
         ]
-        recipe = recipe_from_proto(work.recipe, default=LoraRecipe(), field="recipe")
         result = pb.CompleteRequest(trained=pb.Trained())
-        for made in self._workshop.make(lease, work.student, orders, recipe):
+        for made in self._workshop.make(lease, work.student, orders):
             if made.adapter is None:
                 result.trained.failures[made.key] = made.failure
             else:

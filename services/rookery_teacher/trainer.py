@@ -30,12 +30,12 @@ class Trainer:
         order = Order(
             key=lease.job,
             examples=examples_from_proto(work.examples),
+            recipe=recipe_from_proto(work.recipe, default=LoraRecipe(), field="recipe"),
             seed=work.seed,
             start=work.adapter,
             gradient=gradient_from_proto(work.policy_gradient) if work.HasField("policy_gradient") else None,
         )
-        recipe = recipe_from_proto(work.recipe, default=LoraRecipe(), field="recipe")
-        [made] = self._workshop.make(lease, work.teacher, [order], recipe)
+        [made] = self._workshop.make(lease, work.teacher, [order])
         if made.adapter is None:
             raise TrainingFailed(made.failure)
         return pb.CompleteRequest(improved=pb.Improved(adapter=made.adapter))

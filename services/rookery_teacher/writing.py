@@ -1,6 +1,6 @@
 """Writes self-edits: prompts from the domain, texts from the engine, by the policy that is asked for.
 
-A text that is blank, or that its context has already, teaches nothing new: it may be drawn again.
+A text that is blank, that its context has already, or that cannot be used teaches nothing new: it may be drawn again.
 """
 
 from __future__ import annotations
@@ -124,6 +124,11 @@ class Teacher:
             for a, assignment in enumerate(assignments)
             for i, seed in enumerate(assignment.seeds)
         ]
+
+        def unusable(draft: _Draft, text: str) -> bool:
+            assignment = assignments[draft.assignment]
+            return not assignment.questions and bool(rules.fault(assignment.context, text))
+
         known: list[set[str]] = [{""} for _ in assignments]
         draws_left = redraws if sampling.temperature else 0  # a greedy text would come out the same
         for draws in range(1, draws_left + 2):
@@ -133,7 +138,7 @@ class Teacher:
             async for finished in self.engine.generate(requests):
                 for generation in [finished] if draws > draws_left else in_order.add(finished):
                     draft, text = drafts[generation.request], generation.text.strip()
-                    if text in known[draft.assignment] and draws <= draws_left:
+                    if draws <= draws_left and (text in known[draft.assignment] or unusable(draft, text)):
                         again.append(replace(draft, seed=derive_seed(draft.seed, "again")))
                         continue
                     known[draft.assignment].add(text)

@@ -26,7 +26,7 @@ from rookery.v1 import (
 )
 from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceStub
 from rookery.v1.adapter_service_pb2_grpc import AdapterServiceStub
-from rookery.v1.context_pb2 import Context, Question
+from rookery.v1.context_pb2 import Context, Demonstration, Question
 from rookery.v1.model_service_pb2_grpc import ModelServiceStub
 from rookery.v1.run_service_pb2_grpc import RunServiceStub
 
@@ -79,8 +79,10 @@ class Client:
         teacher: str,
         student: str,
         title: str,
-        passage: str,
+        passage: str = "",
         questions: Iterable[Question] = (),
+        demonstrations: Iterable[Demonstration] = (),
+        domain: str = "",
         self_edits: int = 0,
         seeds: int = 0,
         reward: recipe_pb2.Grader.ValueType = recipe_pb2.GRADER_UNSPECIFIED,
@@ -88,11 +90,15 @@ class Client:
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> adaptation_service_pb2.Adaptation:
-        """Ask for an adapter that knows a passage. Zeros and None take the server's defaults."""
+        """Ask for an adapter that knows a passage or, in the domain "few_shot", a task by its demonstrations.
+
+        Zeros, None and empty texts take the server's defaults.
+        """
         adaptation = adaptation_service_pb2.Adaptation(
             teacher=teacher,
             student=student,
-            context=Context(title=title, passage=passage, questions=questions),
+            domain=domain,
+            context=Context(title=title, passage=passage, questions=questions, demonstrations=demonstrations),
             self_edits=self_edits,
             seeds=seeds,
             reward=reward,

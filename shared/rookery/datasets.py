@@ -33,6 +33,11 @@ def load_dataset(path: Path) -> list[Context]:
     return contexts
 
 
+def holds_tasks(path: Path) -> bool:
+    """Whether a file is a JSON object, as few-shot tasks are, and no list of texts."""
+    return path.suffix == ".json" and read_text(path).lstrip().startswith("{")
+
+
 def load_questions(path: Path) -> list[Question]:
     """A JSON list of {"question", "answer"}. Raises BadFile with `item`."""
     content = _parse(path, read_text(path), where={})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,10 @@ from typing import Any
 from rookery.datasets import read_text
 from rookery.errors import BadFile
 from rookery.grids import NotAGrid, make_grid, to_text
+from rookery.v1.context_pb2 import Context, Demonstration, Question
+
+DOMAIN = "few_shot"
+"""The domain that tasks are of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,30 @@ def load_tasks(path: Path, solutions: Path | None = None) -> list[Task]:
         return tasks
     given = _read(solutions)
     return [_solved(solutions, task, given.get(task.name)) for task in tasks]
+
+
+def task_contexts(tasks: Sequence[Task], path: Path) -> list[Context]:
+    """As a request has them. Raises BadFile, which names the tasks' file, for a test input without its output."""
+    return [
+        Context(
+            title=task.name,
+            demonstrations=[
+                Demonstration(input=pair.input, output=_output(path, task, f"train[{number}]", pair))
+                for number, pair in enumerate(task.train)
+            ],
+            questions=[
+                Question(question=pair.input, answer=_output(path, task, f"test[{number}]", pair))
+                for number, pair in enumerate(task.test)
+            ],
+        )
+        for task in tasks
+    ]
+
+
+def _output(path: Path, task: Task, field: str, pair: Pair) -> str:
+    if pair.output is None:
+        raise _bad(path, task.name, f"{field}.output", "it must be known, to measure by")
+    return pair.output
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -235,6 +235,13 @@ class TrainingFailed(RookeryError):
     reason = "TRAINING_FAILED"
 
 
+class UnusableSelfEdits(RookeryError):
+    """The teacher wrote nothing that an adaptation could be trained on."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "UNUSABLE_SELF_EDITS"
+
+
 class NoQuestions(RookeryError):
     """The context came without questions and the teacher wrote none that can be read."""
 

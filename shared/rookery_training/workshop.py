@@ -39,6 +39,7 @@ class Order:
 
     key: str
     examples: Sequence[Example]
+    recipe: LoraRecipe
     seed: int
     start: str = ""
     """Name of an adapter to go on from."""
@@ -67,9 +68,7 @@ class Workshop:
         self._loop: TrainingLoop[ModelSource] = TrainingLoop(self._load)
         self._writer = _Writer(self._store)
 
-    def make(
-        self, lease: Lease, profile: model_service_pb2.Profile, orders: Sequence[Order], recipe: LoraRecipe
-    ) -> Iterator[Made]:
+    def make(self, lease: Lease, profile: model_service_pb2.Profile, orders: Sequence[Order]) -> Iterator[Made]:
         """Train adapters of the profile's model for a job, together with those of other jobs; each when it is stored.
 
         Raises ModelNotLoadable, and what the lease raises for a job that must stop.
@@ -84,7 +83,7 @@ class Workshop:
                 order.key: AdapterTask(
                     key=order.key,
                     examples=order.examples,
-                    recipe=recipe,
+                    recipe=order.recipe,
                     seed=order.seed,
                     out=Path(folder) / str(i),
                     start=self._cache.fetch(order.start)[0] if order.start else None,
@@ -101,7 +100,7 @@ class Workshop:
                 origin = Origin(
                     base_model=profile.model.source,
                     base_revision=profile.model.revision,
-                    rank=recipe.rank,
+                    rank=tasks[outcome.key].recipe.rank,
                     job=lease.job,
                     epoch=lease.epoch,
                     seed=outcome.record.seed,

@@ -55,7 +55,7 @@ def measure_scores(contexts: Sequence[Context], *, self_edits: int, seeds: int) 
             tasks = [
                 AdapterTask(
                     key=f"{i}-{seed}",
-                    examples=rules.examples(context, text),
+                    examples=rules.examples(context, text, seed=0),
                     recipe=recipe,
                     seed=derive_seed(0, "trial", seed),
                     out=Path(folder) / f"{i}-{seed}",
@@ -84,7 +84,7 @@ async def _score(
 ) -> list[float]:
     """Mean grade over the questions, for each adapter."""
     rules, greedy = find_domain(DOMAIN), Sampling(temperature=0.0, max_new_tokens=16)
-    prompts = rules.answer_prompts(context)
+    prompts = [ask.prompt for ask in rules.asks(context)]
     refs = [AdapterRef(name=f"{number}/{task.key}", folder=task.out) for task in tasks]
     requests = [
         GenerationRequest(prompt=prompt, sampling=greedy, seed=0, adapter=ref) for ref in refs for prompt in prompts

@@ -44,7 +44,7 @@ def train_items(store: LocalStore, folder: Path) -> list[Item]:
     recipe = LoraRecipe(rank=RANK, alpha=64, epochs=3, learning_rate=3e-3)
     rules = find_domain(DOMAIN)
     tasks = [
-        AdapterTask(key=str(i), examples=rules.examples(c, ""), recipe=recipe, seed=i, out=folder / str(i))
+        AdapterTask(key=str(i), examples=rules.examples(c, "", seed=i), recipe=recipe, seed=i, out=folder / str(i))
         for i, c in enumerate(contexts)
     ]
     for outcome in BatchTrainer(model, tokenizer, slots=ADAPTERS).train(tasks):

@@ -104,12 +104,14 @@ class Soak:
         lease = Lease(cast(JobServiceStub, None), job=job, epoch=1, seconds=30.0)
         if shapes.random() < 1 / 8:
             threading.Timer(shapes.uniform(0.1, 2.0), lease.stop, [Cancelled(f"{job} was cancelled")]).start()
-        orders = [self._order(i, shapes, texts) for i in range(shapes.randint(1, 16))]
+        recipe = self._recipe(shapes)
+        orders = [self._order(i, recipe, shapes, texts) for i in range(shapes.randint(1, 16))]
         if shapes.random() < 1 / 8:
-            orders.append(Order(key="nothing", examples=[Example(prompt="only a prompt", completion="")], seed=0))
+            nothing = [Example(prompt="only a prompt", completion="")]
+            orders.append(Order(key="nothing", examples=nothing, recipe=recipe, seed=0))
         made, failed = 0, 0
         try:
-            for result in self.workshop.make(lease, self.profile, orders, self._recipe(shapes)):
+            for result in self.workshop.make(lease, self.profile, orders):
                 made, failed = made + (result.adapter is not None), failed + bool(result.failure)
         except Cancelled:
             with self._lock:
@@ -121,10 +123,10 @@ class Soak:
         with self._lock:
             self.adapters, self.failures = self.adapters + made, self.failures + failed
 
-    def _order(self, key: int, shapes: random.Random, texts: random.Random) -> Order:
+    def _order(self, key: int, recipe: LoraRecipe, shapes: random.Random, texts: random.Random) -> Order:
         lengths = [shapes.randint(3, 60) for _ in range(shapes.randint(1, 10))]
         examples = [Example(completion=" ".join(texts.choices(VALUES, k=length))) for length in lengths]
-        return Order(key=str(key), examples=examples, seed=texts.getrandbits(32))
+        return Order(key=str(key), examples=examples, recipe=recipe, seed=texts.getrandbits(32))
 
     def _recipe(self, rng: random.Random) -> LoraRecipe:
         return LoraRecipe(

@@ -55,7 +55,9 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[AdapterRef]:
     folder = tmp_path_factory.mktemp("adapters")
     recipe = LoraRecipe(rank=16, alpha=32, targets=(ALL_LINEAR,), epochs=8, learning_rate=3e-3)
     tasks = [
-        AdapterTask(key=str(i), examples=RULES.examples(context, ""), recipe=recipe, seed=i, out=folder / str(i))
+        AdapterTask(
+            key=str(i), examples=RULES.examples(context, "", seed=i), recipe=recipe, seed=i, out=folder / str(i)
+        )
         for i, context in enumerate(contexts()[:ADAPTERS])
     ]
     assert not any(outcome.failure for outcome in BatchTrainer(*load_model(SOURCE)).train(tasks))
@@ -94,7 +96,7 @@ async def write(engine: Engine, requests: list[GenerationRequest]) -> list[Gener
 
 def questions(adapters: list[AdapterRef]) -> list[GenerationRequest]:
     """To the adapters and to the base, in turn."""
-    prompts = [prompt for context in contexts() for prompt in RULES.answer_prompts(context)]
+    prompts = [ask.prompt for context in contexts() for ask in RULES.asks(context)]
     who = [None, *adapters]
     return [
         GenerationRequest(prompt=prompt, sampling=GREEDY, seed=0, adapter=who[i % len(who)])

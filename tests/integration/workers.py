@@ -1,6 +1,6 @@
 """Workers without models: they take jobs as real ones do, and answer at once with results that follow from the texts.
 
-A self-edit's worth is a number in its text, so a test decides what is best. Everything else is the product's code.
+A self-edit is worth what a test decides. Everything else is the product's code.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Workers:
     """Answers of each trial that are blank."""
     questions: tuple[Question, ...] = ()
     """What teachers write for contexts without any."""
+    text: Callable[[int], str] = lambda self_edit: ""
+    """A self-edit, by its position; if it is empty, the workers' own."""
     redrawn: int = 0
     """Self-edits of each context that were drawn again."""
     forgetting: Callable[[int], float] = lambda self_edit: 0.0
@@ -119,7 +121,7 @@ class Workers:
         self_edits = [
             results.WrittenSelfEdit(
                 prompt=f"prompt of {context.title}",
-                text=f"worth {self.worth(round_, context, i)} in round {round_.position}",
+                text=self.text(i) or f"worth {self.worth(round_, context, i)} in round {round_.position}",
                 seed=seed,
                 truncated=False,
                 prompt_tokens=1,
@@ -133,7 +135,8 @@ class Workers:
         trial = session.get_one(Trial, trial_id)
         self_edit = session.get_one(SelfEdit, trial.self_edit)
         context = session.get_one(Context, self_edit.context)
-        worth = float(self_edit.text.split()[1]) if self_edit.text else 0.1
+        round_ = session.get_one(Round, self_edit.round)
+        worth = self.worth(round_, context, self_edit.position) if self_edit.text else 0.1
         worth += self.luck(context, self_edit.position, trial.position)
         answers = [
             results.Answered(

@@ -47,6 +47,7 @@ GRADERS = {
     Reward.LOGLIK: recipe_pb2.GRADER_LOGLIK,
     Reward.MATCH: recipe_pb2.GRADER_MATCH,
     Reward.JUDGE: recipe_pb2.GRADER_JUDGE,
+    Reward.CELLS: recipe_pb2.GRADER_CELLS,
 }
 ALLOCATIONS = {
     SeedAllocation.FIXED: run_service_pb2.RunPlan.SEED_ALLOCATION_FIXED,
@@ -319,6 +320,8 @@ def adaptation_message(
         message.context.passage = context.passage
         for question in context.questions:
             message.context.questions.add(question=question["question"], answer=question["answer"])
+        for shown in context.demonstrations:
+            message.context.demonstrations.add(input=shown["input"], output=shown["output"])
     trial = session.get(tables.Trial, adaptation.trial) if adaptation.trial else None
     if trial is not None and trial.adapter is not None:
         _add_result(session, message, trial, reward=plan.reward, full=full)

@@ -40,12 +40,12 @@ def run_plan_from_proto(session: Session, run: run_service_pb2.Run) -> RunPlan:
         self_edits=_within(plan.self_edits or default.self_edits, 1, 64, "plan.self_edits"),
         seeds=_within(plan.seeds or default.seeds, 1, 16, "plan.seeds"),
         test_self_edits=_within(plan.test_self_edits or default.test_self_edits, 1, 64, "plan.test_self_edits"),
-        reward=_reward(plan.reward),
+        reward=_reward(plan.reward, domain),
         keep_without_gain=plan.keep_without_gain,
         control=plan.control,
         optimiser=optimiser,
         sampling=_sampling(session, run.teacher, plan.sampling),
-        student_recipe=recipe_from_proto(plan.student_recipe, default=LoraRecipe(), field="plan.student_recipe"),
+        student_recipe=_student_recipe(plan.student_recipe, domain, field="plan.student_recipe"),
         teacher_recipe=recipe_from_proto(plan.teacher_recipe, default=teacher_recipe, field="plan.teacher_recipe"),
         seed=_seed(plan.seed, "plan.seed"),
         seed_allocation=_ALLOCATIONS.get(plan.seed_allocation, default.seed_allocation),
@@ -65,9 +65,9 @@ def adaptation_plan_from_proto(session: Session, asked: adaptation_service_pb2.A
         style=asked.style or find_domain(domain).styles[0],
         self_edits=_within(asked.self_edits or default.self_edits, 1, 64, "self_edits"),
         seeds=_within(asked.seeds or default.seeds, 1, 16, "seeds"),
-        reward=_reward(asked.reward),
+        reward=_reward(asked.reward, domain),
         sampling=_sampling(session, asked.teacher, asked.sampling),
-        student_recipe=recipe_from_proto(asked.recipe, default=LoraRecipe(), field="recipe"),
+        student_recipe=_student_recipe(asked.recipe, domain, field="recipe"),
         seed=_seed(asked.seed, "seed"),
         redraws=_redraws(asked.redraws, "redraws") if asked.HasField("redraws") else default.redraws,
     )
@@ -128,8 +128,13 @@ def _optimiser(message: run_service_pb2.PolicyOptimiser) -> RestEm | Grpo:
     return chosen
 
 
-def _reward(grader: int) -> Reward:
-    return _REWARDS.get(grader, Reward.LOGLIK)  # type: ignore[call-overload, no-any-return]  # an enum's number
+def _reward(grader: int, domain: str) -> Reward:
+    default = Reward(find_domain(domain).rewards[0])
+    return _REWARDS.get(grader, default)  # type: ignore[call-overload, no-any-return]  # an enum's number
+
+
+def _student_recipe(message: recipe_pb2.LoraRecipe, domain: str, *, field: str) -> LoraRecipe:
+    return recipe_from_proto(message, default=find_domain(domain).student_recipe, field=field)
 
 
 def _usual_redraws(optimiser: RestEm | Grpo) -> int:

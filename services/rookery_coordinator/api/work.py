@@ -16,7 +16,7 @@ from rookery_coordinator.types import JobKind, Purpose, Reward, RunPlan
 from rookery_coordinator.works import find_profile, find_work, limits_of, plan_of, policy_adapter, to_context
 from rookery_shared.domains import find_domain
 from rookery_shared.seeds import derive_seed
-from rookery_shared.types import ANSWER_TOKENS, BASE_ADAPTER
+from rookery_shared.types import BASE_ADAPTER
 from rookery_shared.wire import (
     context_to_proto,
     examples_to_proto,
@@ -55,10 +55,10 @@ def _train(session: Session, job: Job, response: pb.ClaimResponse) -> None:
     domain = find_domain(plan.domain)
     train = response.train
     train.student.CopyFrom(profile_message(find_profile(session, work.student)))
-    train.recipe.CopyFrom(recipe_to_proto(plan.student_recipe))
     for trial, self_edit, context in _trials(session, job):
-        examples = domain.examples(to_context(context), self_edit.text)
-        train.trials.add(id=trial.id, examples=examples_to_proto(examples), seed=trial.seed)
+        examples = domain.examples(to_context(context), self_edit.text, seed=trial.seed)
+        recipe = recipe_to_proto(domain.recipe(self_edit.text, plan.student_recipe))
+        train.trials.add(id=trial.id, examples=examples_to_proto(examples), seed=trial.seed, recipe=recipe)
 
 
 def _evaluate(session: Session, job: Job, response: pb.ClaimResponse) -> None:
@@ -68,7 +68,9 @@ def _evaluate(session: Session, job: Job, response: pb.ClaimResponse) -> None:
     plan = plan_of(work)
     evaluate.domain, evaluate.judge = plan.domain, plan.reward is Reward.JUDGE
     evaluate.retention_texts.extend(plan.retention_texts if isinstance(plan, RunPlan) else ())
-    evaluate.max_new_tokens = min(ANSWER_TOKENS, limits_of(find_profile(session, work.student)).max_new_tokens)
+    evaluate.max_new_tokens = min(
+        find_domain(plan.domain).answer_tokens, limits_of(find_profile(session, work.student)).max_new_tokens
+    )
     for trial, _, context in _trials(session, job):
         evaluate.items.add(trial=trial.id, adapter=trial.adapter or "", context=context_to_proto(to_context(context)))
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 from rich.table import Table
 
 from rookery.cli import profiles
 from rookery.cli.options import DEFAULT_SERVER, BatchSize, Epochs, Json, Rank, Rate, Seed, Server, Targets
-from rookery.cli.recipes import GRADERS, RewardName, student_recipe
+from rookery.cli.recipes import RewardName, grader, student_recipe
 from rookery.cli.render import as_dict, console, plus_minus, print_json
 from rookery.cli.watching import follow
 from rookery.client import Client
 from rookery.datasets import load_questions, read_text
-from rookery.errors import RookeryError
+from rookery.errors import BadFile, RookeryError
+from rookery.tasks import DOMAIN, load_tasks, task_contexts
 from rookery.v1.adaptation_service_pb2 import STATE_SUCCEEDED, Adaptation, Failure
+from rookery.v1.context_pb2 import Context
 
 
 class Failed(RookeryError):
@@ -28,7 +30,19 @@ class Failed(RookeryError):
 
 
 def adapt(
-    passage: Annotated[Path, typer.Option(help="The text to learn, a UTF-8 file.")],
+    passage: Annotated[
+        Optional[Path],  # noqa: UP045  # typer reads it
+        typer.Option(help="The text to learn, a UTF-8 file."),
+    ] = None,
+    task: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Instead of a text: a task as ARC writes it, a JSON file of demonstrations and test inputs."),
+    ] = None,
+    solutions: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="JSON file of the outputs of test inputs, by task."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Which task of a file of many.")] = "",
     questions: Annotated[
         Path | None, typer.Option(help='JSON list of {"question", "answer"}; without it, the teacher writes some.')
     ] = None,
@@ -37,7 +51,10 @@ def adapt(
     student: Annotated[str, typer.Option(help="Student profile; by default the only one.")] = "",
     self_edits: Annotated[int, typer.Option(help="Self-edits to try; 0 takes the default.")] = 0,
     seeds: Annotated[int, typer.Option(help="Trials of each self-edit; 0 takes the default.")] = 0,
-    reward: Annotated[RewardName, typer.Option(help="What pays.")] = RewardName.loglik,
+    reward: Annotated[
+        Optional[RewardName],  # noqa: UP045
+        typer.Option(help="What pays; by default loglik, for a task exact."),
+    ] = None,
     rank: Rank = None,
     target: Targets = None,
     epochs: Epochs = None,
@@ -48,9 +65,8 @@ def adapt(
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
-    """Adapt the student to one text and show its answers before and after."""
-    text = read_text(passage)
-    asked = load_questions(questions) if questions else []
+    """Adapt the student to one text or task and show its answers before and after."""
+    context = _context(passage, questions, task, solutions, name)
     recipe = student_recipe(
         rank=rank, targets=target, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size
     )
@@ -59,12 +75,14 @@ def adapt(
         adaptation = client.create_adaptation(
             teacher=teacher,
             student=student,
-            title=title or passage.stem.replace("_", " "),
-            passage=text,
-            questions=asked,
+            domain=DOMAIN if task else "",
+            title=title or context.title,
+            passage=context.passage,
+            questions=context.questions,
+            demonstrations=context.demonstrations,
             self_edits=self_edits,
             seeds=seeds,
-            reward=GRADERS[reward],
+            reward=grader(reward),
             recipe=recipe,
             seed=seed,
         )
@@ -82,6 +100,24 @@ def adapt(
         print_json(as_dict(adaptation))
     else:
         _show(adaptation, out)
+
+
+def _context(
+    passage: Path | None, questions: Path | None, task: Path | None, solutions: Path | None, name: str
+) -> Context:
+    """What is to be learned. Raises BadFile."""
+    if (passage is None) == (task is None):
+        raise typer.BadParameter("give one of --passage and --task")
+    if passage is not None:
+        asked = load_questions(questions) if questions else []
+        return Context(title=passage.stem.replace("_", " "), passage=read_text(passage), questions=asked)
+    assert task is not None
+    tasks = load_tasks(task, solutions)
+    found = [one for one in tasks if one.name == name] if name else tasks
+    if len(found) != 1:
+        what = f"no task {name}" if name else f"{len(tasks)} tasks; say which with --name"
+        raise BadFile(f"{task} has {what}", file=str(task))
+    return task_contexts(found, task)[0]
 
 
 def _show(adaptation: Adaptation, out: Path | None) -> None:

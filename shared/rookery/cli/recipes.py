@@ -16,6 +16,7 @@ class RewardName(StrEnum):
     loglik = "loglik"
     match = "match"
     judge = "judge"
+    cells = "cells"
 
 
 GRADERS = {
@@ -25,7 +26,13 @@ GRADERS = {
     RewardName.loglik: recipe_pb2.GRADER_LOGLIK,
     RewardName.match: recipe_pb2.GRADER_MATCH,
     RewardName.judge: recipe_pb2.GRADER_JUDGE,
+    RewardName.cells: recipe_pb2.GRADER_CELLS,
 }
+
+
+def grader(reward: RewardName | None) -> recipe_pb2.Grader.ValueType:
+    """The server's default for None."""
+    return recipe_pb2.GRADER_UNSPECIFIED if reward is None else GRADERS[reward]
 
 
 class OptimiserName(StrEnum):

@@ -11,12 +11,13 @@ from rich.markup import escape
 from rookery.cli import profiles
 from rookery.cli.adapt import Failed
 from rookery.cli.options import DEFAULT_SERVER, BatchSize, Epochs, Json, Rank, Rate, Seed, Server, Targets
-from rookery.cli.recipes import GRADERS, OPTIMISERS, OptimiserName, RewardName, student_recipe
+from rookery.cli.recipes import OPTIMISERS, OptimiserName, RewardName, grader, student_recipe
 from rookery.cli.render import as_dict, console, print_json, progress, run_tables, show_list, state
 from rookery.cli.watching import follow
 from rookery.client import Client
-from rookery.datasets import load_dataset, load_lines
+from rookery.datasets import holds_tasks, load_dataset, load_lines
 from rookery.errors import BadFile
+from rookery.tasks import DOMAIN, load_tasks, task_contexts
 from rookery.v1.adaptation_service_pb2 import STATE_CANCELLED, STATE_FAILED
 from rookery.v1.context_pb2 import Context
 from rookery.v1.run_service_pb2 import Run, RunPlan
@@ -39,8 +40,12 @@ def split(contexts: list[Context], *, holdout: float) -> tuple[list[Context], li
 @app.command("create")
 def create(
     dataset: Annotated[
-        Path, typer.Option(help="A .json file like squad_val.json, a .jsonl file, or a folder of .txt.")
+        Path, typer.Option(help="A .json file like squad_val.json, a .jsonl file, a folder of .txt; or ARC's tasks.")
     ],
+    solutions: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Of tasks: JSON file of the outputs of test inputs, by task."),
+    ] = None,
     limit: Annotated[Optional[int], typer.Option(help="Only the first contexts of the data set.")] = None,  # noqa: UP045
     holdout: Annotated[float, typer.Option(help="Share of the contexts, from the end, to measure on.")] = 0.25,
     test_dataset: Annotated[
@@ -54,7 +59,10 @@ def create(
     self_edits: Annotated[int, typer.Option(help="Self-edits per context; 0 takes the default.")] = 0,
     seeds: Annotated[int, typer.Option(help="Trials per self-edit; 0 takes the default.")] = 0,
     test_self_edits: Annotated[int, typer.Option(help="Self-edits per test context; 0 takes the default.")] = 0,
-    reward: Annotated[RewardName, typer.Option(help="What pays.")] = RewardName.loglik,
+    reward: Annotated[
+        Optional[RewardName],  # noqa: UP045
+        typer.Option(help="What pays; by default loglik, for tasks exact."),
+    ] = None,
     keep_without_gain: Annotated[bool, typer.Option(help="Keep the best self-edit even if it does not help.")] = False,
     optimiser: Annotated[
         OptimiserName, typer.Option(help="What the teacher learns: the best self-edits, or all by their advantage.")
@@ -92,8 +100,14 @@ def create(
     json: Json = False,
 ) -> None:
     """Start a run, and follow it."""
-    contexts = load_dataset(dataset)[:limit]
-    train, test = (contexts, load_dataset(test_dataset)) if test_dataset else split(contexts, holdout=holdout)
+    domain, contexts = _contexts(dataset, solutions)
+    contexts = contexts[:limit]
+    if test_dataset:
+        train, (of, test) = contexts, _contexts(test_dataset, solutions)
+        if of != domain:
+            raise BadFile(f"{test_dataset} is of the domain {of}, the other file of {domain}", file=str(test_dataset))
+    else:
+        train, test = split(contexts, holdout=holdout)
     for number, context in enumerate(test, start=0 if test_dataset else len(train)):
         if not context.questions:
             message = f"the contexts to measure on need questions; {context.title!r} has none: see --holdout"
@@ -104,7 +118,7 @@ def create(
         self_edits=self_edits,
         seeds=seeds,
         test_self_edits=test_self_edits,
-        reward=GRADERS[reward],
+        reward=grader(reward),
         keep_without_gain=keep_without_gain,
         control=control,
         optimiser=OPTIMISERS[optimiser],
@@ -126,12 +140,21 @@ def create(
     )
     with Client(server) as client:
         teacher, student = profiles.choose(client, teacher=teacher, student=student)
-        asked = Run(teacher=teacher, student=student, train_contexts=train, test_contexts=test, plan=plan)
+        asked = Run(
+            teacher=teacher, student=student, domain=domain, train_contexts=train, test_contexts=test, plan=plan
+        )
         run = client.create_run(asked)
         if watch:
             follow_run(client, run.name, as_json=json)
         else:
             _show(run, as_json=json)
+
+
+def _contexts(dataset: Path, solutions: Path | None) -> tuple[str, list[Context]]:
+    """Their domain, "" for the default, and the contexts. Raises BadFile."""
+    if holds_tasks(dataset):
+        return DOMAIN, task_contexts(load_tasks(dataset, solutions), dataset)
+    return "", load_dataset(dataset)
 
 
 @app.command("get")

@@ -57,7 +57,7 @@ class ScoreRequest(_message.Message):
     domain: _builtins.str
     """Optional. The domain. Default "knowledge"."""
     max_new_tokens: _builtins.int
-    """Optional. Longest answer. Default 64 tokens."""
+    """Optional. Longest answer, in tokens. Default the domain's: 64 in "knowledge", 2,048 in "few_shot"."""
     judge: _builtins.bool
     """Optional. Have the judge grade as well. FAILED_PRECONDITION with NO_JUDGE if the evaluator has none."""
     @_builtins.property

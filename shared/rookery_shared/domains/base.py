@@ -81,7 +81,7 @@ class Domain(Protocol):
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def asks(self, context: Context) -> Sequence[Ask]:
-        """What the student is asked. A question may be asked in several ways; the gold answer is to the first of them."""
+        """What the student is asked. A question may be asked in several ways; its gold answer is to the first."""
         ...
 
     def answer(self, context: Context, question: int, texts: Sequence[str]) -> str:

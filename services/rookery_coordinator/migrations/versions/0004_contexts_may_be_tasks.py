@@ -1,0 +1,20 @@
+"""Contexts may be tasks."""
+
+from alembic import op
+import sqlalchemy as sa
+
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("contexts") as batch:
+        batch.add_column(sa.Column("demonstrations", sa.JSON(), server_default="[]", nullable=False))
+
+
+def downgrade() -> None:
+    with op.batch_alter_table("contexts") as batch:
+        batch.drop_column("demonstrations")

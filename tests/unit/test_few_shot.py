@@ -1,0 +1,136 @@
+"""The few-shot domain's rules: prompts, practice, ways to ask, votes and grades."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rookery_shared.domains import find_domain
+from rookery_shared.errors import InvalidField
+from rookery_shared.grids.augmentations import GROUPS
+from rookery_shared.grids.configuration import Configuration, Strategy, write_configuration
+from rookery_shared.types import Context, Demonstration, LoraRecipe, Question
+
+DOMAIN = find_domain("few_shot")
+CONTEXT = Context(
+    title="mirror",
+    demonstrations=tuple(Demonstration(input=f"{i} 0\n0 0", output=f"0 {i}\n0 0") for i in (1, 2, 3)),
+    questions=(Question(question="4 0\n0 0", answer="0 4\n0 0"),),
+)
+WORDS = Context(
+    title="plural",
+    demonstrations=tuple(Demonstration(input=word, output=f"{word}s") for word in ("cat", "dog", "tree")),
+    questions=(Question(question="house", answer="houses"),),
+)
+
+
+def configured(**changes: object) -> str:
+    content = json.loads(
+        write_configuration(Configuration(groups=(), strategy=Strategy.OUTPUT, learning_rate=1e-4, epochs=2))
+    )
+    for part in content.values():
+        part.update({key: value for key, value in changes.items() if key in part})
+    return json.dumps(content)
+
+
+def test_the_teacher_sees_the_demonstrations_and_is_asked_for_json() -> None:
+    prompt = DOMAIN.self_edit_prompt(CONTEXT, style="configuration")
+    assert "Input:\n1 0\n0 0\nOutput:\n0 1\n0 0" in prompt
+    assert all(group in prompt for group in GROUPS)
+    assert "4 0" not in prompt, "the test input is not shown"
+
+
+def test_practice_asks_as_a_test_does_and_ends() -> None:
+    examples = DOMAIN.examples(CONTEXT, configured(), seed=0)
+    plain, *_ = [e for e in examples if e.prompt.endswith("Input:\n1 0\n0 0\nOutput:\n")]
+    assert plain.completion == "0 1\n0 0"
+    assert plain.end
+    asked = DOMAIN.asks(CONTEXT)[0].prompt
+    assert asked.endswith("Input:\n4 0\n0 0\nOutput:\n")
+    assert asked.count("Input:") == 4
+
+
+def test_augmentations_make_more_of_it_and_a_seed_decides_which() -> None:
+    many = DOMAIN.examples(CONTEXT, configured(use_basic_augmentations=True, num_train_epochs=1), seed=0)
+    assert len(many) > 5 * len(DOMAIN.examples(CONTEXT, configured(), seed=0))
+    assert many == DOMAIN.examples(CONTEXT, configured(use_basic_augmentations=True, num_train_epochs=1), seed=0)
+    assert many != DOMAIN.examples(CONTEXT, configured(use_basic_augmentations=True, num_train_epochs=1), seed=1)
+    assert DOMAIN.examples(CONTEXT, "", seed=0) == DOMAIN.examples(CONTEXT, configured(), seed=0), "the task alone"
+
+
+def test_the_self_edit_decides_how_to_optimise() -> None:
+    recipe = DOMAIN.recipe(configured(learning_rate=1e-3, num_train_epochs=5), LoraRecipe(rank=4))
+    assert (recipe.rank, recipe.learning_rate, recipe.epochs, recipe.completion_only_loss) == (4, 1e-3, 5, True)
+    every = DOMAIN.recipe(configured(strategy="train_using_all_tokens"), LoraRecipe())
+    assert not every.completion_only_loss
+    assert DOMAIN.recipe("", LoraRecipe(rank=4)) == LoraRecipe(rank=4)
+
+
+def test_what_cannot_be_used_says_why() -> None:
+    assert DOMAIN.fault(CONTEXT, configured()) == ""
+    assert "JSON" in DOMAIN.fault(CONTEXT, "Here it is:")
+    assert "JSON" in DOMAIN.fault(CONTEXT, "")
+    everything = configured(**dict.fromkeys(GROUPS, True), num_train_epochs=4)
+    assert DOMAIN.fault(CONTEXT, everything) == "4 epochs of 250 examples are 500 steps; at most 375"
+
+
+def test_a_test_input_is_asked_in_six_ways_and_two_orders() -> None:
+    asks = DOMAIN.asks(CONTEXT)
+    assert [ask.question for ask in asks] == [0] * 12
+    assert len({ask.prompt for ask in asks}) >= 6
+    assert any(ask.prompt.endswith("Input:\n0 4\n0 0\nOutput:\n") for ask in asks), "flipped"
+    assert len(DOMAIN.asks(WORDS)) == 2, "texts are not changed"
+
+
+def test_answers_are_changed_back_and_elected() -> None:
+    """Whoever flips the columns of what it is asked, whatever that is, is right in all ways but two."""
+
+    def flipped(prompt: str) -> str:
+        asked = prompt.rpartition("Input:\n")[2].partition("\nOutput:")[0]
+        return "\n".join(" ".join(reversed(row.split())) for row in asked.splitlines())
+
+    texts = [f"{flipped(ask.prompt)}\n\nInput:" for ask in DOMAIN.asks(CONTEXT)]
+    answer = DOMAIN.answer(CONTEXT, 0, texts)
+    assert answer.split("\n\n")[0] == "0 4\n0 0"
+    assert DOMAIN.grade(CONTEXT.questions[0], answer) == {"exact": 1.0, "cells": 1.0}
+    assert DOMAIN.answer(CONTEXT, 0, ["I think"] * 12) == "", "blank, as it is counted"
+    assert DOMAIN.answer(WORDS, 0, ["houses\n\nInput", "house"]) == "houses\n\nhouse"
+
+
+@pytest.mark.parametrize(
+    ("answer", "exact", "cells"),
+    [
+        ("0 4\n0 0", 1.0, 1.0),
+        ("9 9\n9 9\n\n0 4\n0 0", 1.0, 1.0),
+        ("0 4\n0 1", 0.0, 0.75),
+        ("0 4 0 0", 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_the_better_attempt_is_graded(answer: str, exact: float, cells: float) -> None:
+    assert DOMAIN.grade(CONTEXT.questions[0], answer) == {"exact": exact, "cells": cells}
+
+
+def test_a_task_is_solved_if_every_input_is() -> None:
+    assert DOMAIN.score("exact", [1.0, 0.0]) == 0.0
+    assert DOMAIN.score("exact", [1.0, 1.0]) == 1.0
+    assert DOMAIN.score("cells", [1.0, 0.5]) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("context", "field"),
+    [
+        (Context(title="t", passage="text", demonstrations=CONTEXT.demonstrations), "c.passage"),
+        (Context(title="t", demonstrations=CONTEXT.demonstrations[:1]), "c.demonstrations"),
+        (
+            Context(title="t", demonstrations=(*CONTEXT.demonstrations, Demonstration(input="1", output=" "))),
+            "c.demonstrations[3]",
+        ),
+        (Context(title="t", demonstrations=CONTEXT.demonstrations), "c.questions"),
+    ],
+)
+def test_a_context_that_is_no_task_is_refused(context: Context, field: str) -> None:
+    with pytest.raises(InvalidField) as raised:
+        DOMAIN.check(context, field="c")
+    assert raised.value.metadata["field"] == field
