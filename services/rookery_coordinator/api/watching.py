@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -67,7 +68,7 @@ class Feed:
             await asyncio.sleep(self._seconds)
             names = sorted({waiter.name for waiter in self._waiters})
             try:
-                newest = await self._units.read(lambda session, names=names: newest_events(session, names))
+                newest = await self._units.read(partial(newest_events, parents=names))
             except SQLAlchemyError as error:
                 get_logger().warning("cannot look for events", error=str(error))
                 continue
