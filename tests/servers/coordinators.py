@@ -17,7 +17,7 @@ from rookery.local.cluster import wait_until_serving
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER, ModelSource, Profile
 
 TEACHER, STUDENT = "profiles/teacher", "profiles/student"
-STOP_SECONDS = 30.0
+STOP_SECONDS = 60.0
 
 
 @dataclass
