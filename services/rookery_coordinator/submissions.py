@@ -9,11 +9,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from rookery_coordinator.events import audit, tell
-from rookery_coordinator.identifiers import adaptation_name, new_id, policy_name, run_name
+from rookery_coordinator.identifiers import adaptation_name, policy_name, run_name
 from rookery_coordinator.plans import write_adaptation_round, write_run_rounds
 from rookery_coordinator.policies import active_recipe
 from rookery_coordinator.rounds import start_work
 from rookery_coordinator.tables import Adaptation, Policy, Profile, Request, Run
+from rookery_coordinator.tables import Context as ContextRow
 from rookery_coordinator.types import AdaptationPlan, Grpo, Limits, Role, RunPlan, SeedAllocation, Split, State
 from rookery_coordinator.works import add_contexts, find_profile, limits_of
 from rookery_shared.domains import check_style
@@ -123,18 +124,20 @@ def create_run(
     )
     session.add(run)
     session.flush()
-    for split, contexts in ((Split.TRAIN, train), (Split.TEST, test)):
-        add_contexts(session, run.name, split, contexts, [new_id() for _ in contexts])
-    write_run_rounds(session, run.name, plan, train=len(train), test=len(test))
+    contexts = [
+        *add_contexts(session, run.name, Split.TRAIN, train),
+        *add_contexts(session, run.name, Split.TEST, test),
+    ]
+    planned = write_run_rounds(session, run.name, plan, train=len(train), test=len(test))
     session.flush()
     tell(session, run.name, f"accepted: {len(train)} train and {len(test)} test contexts")
-    start_work(session, run)
+    start_work(session, run, planned, contexts)
     return run
 
 
 def create_adaptation(
     session: Session, *, teacher: str, student: str, plan: AdaptationPlan, context: Context
-) -> Adaptation:
+) -> tuple[Adaptation, ContextRow]:
     """Check, store and start an adaptation. Raises what `create_run` raises."""
     teacher_profile, student_profile = _profiles(session, teacher, student)
     check_style(plan.domain, plan.style, field="style")
@@ -149,13 +152,12 @@ def create_adaptation(
         state=State.RUNNING,
     )
     session.add(adaptation)
-    session.flush()
-    add_contexts(session, adaptation.name, Split.TRAIN, [context], [new_id()])
-    write_adaptation_round(session, adaptation.name, plan)
+    [stored] = add_contexts(session, adaptation.name, Split.TRAIN, [context])
+    planned = write_adaptation_round(session, adaptation.name, plan)
     session.flush()
     tell(session, adaptation.name, "accepted")
-    start_work(session, adaptation)
-    return adaptation
+    start_work(session, adaptation, planned, [stored])
+    return adaptation, stored
 
 
 def check_context(context: Context, *, limits: Limits, field: str, needs_questions: bool) -> None:

@@ -120,6 +120,20 @@ class ObjectMissing(RookeryError):
     reason = "OBJECT_MISSING"
 
 
+class DatabaseUnavailable(RookeryError):
+    """The database cannot be reached, or takes too long. Whether the call has had its effect is unknown: repeat it."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "DATABASE_UNAVAILABLE"
+
+
+class MigrationBlocked(RookeryError):
+    """Somebody holds a table that a migration changes. Nothing has been changed; migrate again."""
+
+    code = StatusCode.ABORTED
+    reason = "MIGRATION_BLOCKED"
+
+
 class StoreUnusable(RookeryError):
     """The object store cannot do something that the service needs; the message says what."""
 
