@@ -132,9 +132,8 @@ def two_owners(world: World) -> None:
 
 
 def owner_changes(world: World) -> None:
-    world.sql(
-        f"UPDATE transitions SET state = 'running', worker = 'x' WHERE name = '{world.job().id}' AND state = 'succeeded'"
-    )
+    where = f"name = '{world.job().id}' AND state = 'succeeded'"
+    world.sql(f"UPDATE transitions SET state = 'running', worker = 'x' WHERE {where}")
 
 
 def job_left(world: World) -> None:
