@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rookery_coordinator import leases, outcomes
 from rookery_coordinator.database import Database
+from rookery_shared.faults import Point, fault_point
 from rookery_shared.log import get_logger
 
 
@@ -19,7 +20,9 @@ class Reaper:
             expired = leases.expired(session)
         for job in expired:
             with self._database.write() as session:
+                fault_point(Point.REAPING)
                 outcomes.abandon(session, job)
+        fault_point(Point.REAPED)
         with self._database.write() as session:
             announced = leases.announce_forgotten(session, after_seconds=self._forgotten_seconds)
         if announced:

@@ -11,6 +11,7 @@ from sqlalchemy import delete, func, or_, select, update
 
 from rookery_coordinator.database import Database, now
 from rookery_coordinator.tables import Outbox
+from rookery_shared.faults import Point, fault_point
 from rookery_shared.jobs.queues import announce
 from rookery_shared.log import get_logger
 from rookery_shared.metrics import OUTBOX_AGE, OUTBOX_PENDING
@@ -78,7 +79,9 @@ class Relay:
         sent: set[int] = set()
         try:
             for message in messages:
+                fault_point(Point.RELAYING)
                 announce(self._app, queue=message.queue, job=message.job, epoch=message.epoch)
+                fault_point(Point.RELAYED)
                 sent.add(message.id)
         except (OperationalError, OSError) as error:
             if not self._broker_is_down:

@@ -18,6 +18,7 @@ from rookery.internal.v1 import job_service_pb2 as pb
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
 from rookery.transport import call
 from rookery_shared.errors import Cancelled, JobNotQueued, StaleEpoch
+from rookery_shared.faults import Point, fault_point
 from rookery_shared.log import get_logger
 
 REPORT_SECONDS = 60.0
@@ -59,6 +60,7 @@ class Lease:
     def progress(self, done: int, total: int) -> None:
         """Between two steps of work. Raises Cancelled or StaleEpoch if the work must stop now."""
         self._done, self._total = done, total
+        fault_point(Point.STEP)
         if self._stop is not None:
             raise self._stop
 
@@ -91,6 +93,7 @@ class Lease:
                     return
             else:
                 renewed = time.monotonic()
+                fault_point(Point.BEAT, job=self.job, epoch=self.epoch)
                 if response.cancelled:
                     self.stop(Cancelled(f"{self.job} was cancelled", job=self.job))
                     return
@@ -116,6 +119,7 @@ class JobRunner:
             else:
                 log.info("duplicate message dropped", reason=error.reason)
             return
+        fault_point(Point.CLAIMED, job=job, epoch=epoch, worker=self._worker)
         kind = claim.WhichOneof("work") or ""
         log = log.bind(kind=kind, parent=claim.parent)
         started = time.monotonic()
@@ -124,7 +128,9 @@ class JobRunner:
             try:
                 result = self._handlers[kind](claim, lease)
                 result.job, result.epoch = job, epoch
+                fault_point(Point.WORKED)
                 call(self._jobs.Complete, result, seconds=REPORT_SECONDS, patient=True)
+                fault_point(Point.COMPLETED, job=job, epoch=epoch, worker=self._worker)
             except (StaleEpoch, Cancelled) as stopped:
                 log.info("stopped", reason=stopped.reason)
                 if isinstance(stopped, Cancelled):
@@ -152,6 +158,7 @@ class JobRunner:
         )
         try:
             call(self._jobs.Fail, request, seconds=REPORT_SECONDS, patient=True)
+            fault_point(Point.FAILED, job=lease.job, epoch=lease.epoch)
             if not request.retryable:
                 lease.over()
         except CallFailed as failure:
