@@ -7,6 +7,7 @@ import asyncio
 
 from rookery_coordinator.settings import CoordinatorSettings, WorkerSettings
 from rookery_shared import log
+from rookery_shared.metrics import serve_metrics
 
 
 def main() -> None:
@@ -32,6 +33,7 @@ def _serve() -> None:
 
     settings = CoordinatorSettings()
     log.configure(service="coordinator", level=settings.log_level, style=settings.log_format)
+    serve_metrics(settings.metrics_port)
     asyncio.run(serve(settings))
 
 

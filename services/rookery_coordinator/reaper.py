@@ -5,6 +5,7 @@ from __future__ import annotations
 from rookery_coordinator import leases, outcomes
 from rookery_coordinator.database import Database
 from rookery_coordinator.types import Failure
+from rookery_shared.faults import Point, fault_point
 from rookery_shared.log import get_logger
 
 
@@ -22,7 +23,9 @@ class Reaper:
                 lost = Failure(
                     reason="WORKER_LOST", message=f"{job.worker} stopped answering; it was attempt {job.attempts + 1}"
                 )
+                fault_point(Point.REAPING)
                 outcomes.retry_or_fail(session, job, lost)
+        fault_point(Point.REAPED)
         with self._database.write() as session:
             announced = leases.announce_forgotten(session, after_seconds=self._forgotten_seconds)
         if announced:

@@ -8,6 +8,7 @@ from sqlalchemy import delete, select
 
 from rookery_coordinator.database import Database, now
 from rookery_coordinator.tables import Outbox
+from rookery_shared.faults import Point, fault_point
 from rookery_shared.jobs.queues import announce
 from rookery_shared.log import get_logger
 
@@ -33,7 +34,9 @@ class Relay:
         sent: list[int] = []
         try:
             for row in rows:
+                fault_point(Point.RELAYING)
                 announce(self._app, queue=row.queue, job=row.job, epoch=row.epoch)
+                fault_point(Point.RELAYED)
                 sent.append(row.id)
         except (OperationalError, OSError) as error:
             if not self._broker_is_down:

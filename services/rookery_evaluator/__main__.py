@@ -7,6 +7,7 @@ import asyncio
 
 from rookery_evaluator.settings import EvaluatorSettings
 from rookery_shared import log
+from rookery_shared.metrics import serve_metrics
 from rookery_shared.types import REMOTE_ENGINE
 
 
@@ -16,6 +17,7 @@ def main() -> None:
     ).parse_args()
     settings = EvaluatorSettings()  # type: ignore[call-arg]  # its fields come from the environment
     log.configure(service="evaluator", level=settings.log_level, style=settings.log_format)
+    serve_metrics(settings.metrics_port)
     asyncio.run(_serve(settings))
 
 

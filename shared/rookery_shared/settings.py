@@ -26,6 +26,8 @@ class ServiceSettings(BaseSettings):
     job_service_target: str = "localhost:7071"
     """The coordinator's internal API for workers, as a gRPC target."""
     broker_url: str = "redis://localhost:6379/0"
+    metrics_port: int = Field(default=0, ge=0)
+    """Where Prometheus finds what the process counts, at /metrics; 0: nowhere."""
 
 
 class StoreSettings(BaseSettings):

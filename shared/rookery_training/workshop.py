@@ -21,6 +21,7 @@ from rookery.v1 import model_service_pb2
 from rookery_engines.models import ModelSource, load_model
 from rookery_engines.sources import source_of
 from rookery_shared.errors import ModelNotLoadable, ObjectMissing, Preempted
+from rookery_shared.faults import Point, fault_point
 from rookery_shared.jobs.lease import Lease
 from rookery_shared.log import get_logger
 from rookery_shared.settings import TrainerSettings
@@ -154,6 +155,7 @@ class _Writer:
     def _write(self, key: str, data: bytes) -> None:
         try:
             self._store.write(key, data)
+            fault_point(Point.CHECKPOINTED)
         except Exception as error:  # training goes on without
             get_logger().warning("checkpoint not written", key=key, error=f"{type(error).__name__}: {error}")
         finally:

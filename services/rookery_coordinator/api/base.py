@@ -18,6 +18,7 @@ from rookery_coordinator.database import Database
 from rookery_coordinator.events import events_after
 from rookery_coordinator.works import find_work
 from rookery_shared.errors import InvalidField
+from rookery_shared.faults import Point, fault_point
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -43,7 +44,10 @@ class Units:
     async def write(self, work: Callable[[Session], T]) -> T:
         def unit() -> T:
             with self._database.write() as session:
-                return work(session)
+                result = work(session)
+                fault_point(Point.COMMITTING)
+            fault_point(Point.COMMITTED)
+            return result
 
         return await self._run(unit)
 

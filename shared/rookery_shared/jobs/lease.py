@@ -12,6 +12,7 @@ from rookery.internal.v1 import job_service_pb2 as pb
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
 from rookery.transport import call
 from rookery_shared.errors import Cancelled, Preempted, StaleEpoch
+from rookery_shared.faults import Point, fault_point
 from rookery_shared.log import get_logger
 
 Action = Callable[[], None]
@@ -34,6 +35,7 @@ class Lease:
     def progress(self, done: int, total: int) -> None:
         """Between two steps of work. Raises Cancelled, StaleEpoch or Preempted if the work must stop now."""
         self.done, self.total = done, total
+        fault_point(Point.STEP)
         self.check()
 
     def check(self) -> None:
@@ -144,6 +146,7 @@ class KeptLease(Lease):
         self.until = sent + self._seconds * 5 / 6
         for action in self._when_renewed:
             action()
+        fault_point(Point.BEAT, job=self.job, epoch=self.epoch)
         if response.cancelled:
             self.stop(Cancelled(f"{self.job} was cancelled", job=self.job))
             return False

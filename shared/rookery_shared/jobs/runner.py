@@ -19,6 +19,7 @@ from rookery.internal.v1 import job_service_pb2 as pb
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
 from rookery.transport import call
 from rookery_shared.errors import Cancelled, JobNotQueued, Preempted, StaleEpoch, TrainerDied
+from rookery_shared.faults import Point, fault_point
 from rookery_shared.jobs.lease import KeptLease, Lease
 from rookery_shared.log import get_logger
 
@@ -73,6 +74,7 @@ class JobRunner:
             else:
                 log.info("duplicate message dropped", reason=error.reason)
             return
+        fault_point(Point.CLAIMED, job=job, epoch=epoch, worker=self._worker)
         kind = claim.WhichOneof("work") or ""
         log = log.bind(kind=kind, parent=claim.parent)
         seconds = claim.lease.ToTimedelta().total_seconds()
@@ -82,7 +84,9 @@ class JobRunner:
                 lease.check()
                 result = self._handlers[kind](claim, lease)
                 result.job, result.epoch = job, epoch
+                fault_point(Point.WORKED)
                 call(self._jobs.Complete, result, seconds=REPORT_SECONDS, patient=True)
+                fault_point(Point.COMPLETED, job=job, epoch=epoch, worker=self._worker)
             except Exception as error:
                 self._ended_without_result(lease.stopped or error, lease)
             else:
@@ -142,6 +146,7 @@ class JobRunner:
         )
         try:
             call(self._jobs.Fail, request, seconds=REPORT_SECONDS, patient=True)
+            fault_point(Point.FAILED, job=lease.job, epoch=lease.epoch)
             if not request.retryable:
                 lease.over()
         except CallFailed as failure:
