@@ -4,7 +4,7 @@ All times are the database's, so that no two clocks are ever compared.
 
 Each attempt has an epoch. A message names the epoch that it announces; a claim takes it; every later call must name it.
 An attempt that fails or whose lease runs out is queued again under the next epoch, so that whatever the old owner still
-sends has no effect.
+sends has no effect. So is a job that its worker gives back, but that does not count as an attempt.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ AT_ONCE = 5_000
 """Most jobs of a queue that are announced again in one transaction."""
 PROBES = 100
 """Most jobs of a queue without any claims that are announced again at once: if nobody listens, more are in the way."""
+MAX_DEATHS = 3
+"""Attempts that may take the process down that they run in. A job that does it as often has failed."""
+SUSPICIOUS_ATTEMPTS = 3
+"""A job that has failed as often, for whatever reason, runs alone, as one does that took its process down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,8 @@ def enqueue(session: Session, new: NewJob) -> Job:
         scope=list(new.scope),
         state=JobState.HELD if new.held else JobState.QUEUED,
         epoch=1,
+        attempts=0,
+        deaths=0,
         done=0,
         total=len(new.scope),
     )
@@ -147,12 +153,21 @@ def _observe(session: Session, job: Job) -> None:
     when_committed(session, lambda: metrics.JOB_SECONDS.labels(kind=kind).observe(seconds))
 
 
-def retry(session: Session, job: Job, *, held: bool) -> bool:
-    """Queue the job again under the next epoch, after a pause. Returns False if it has had its attempts."""
-    attempts = job.epoch
-    if attempts > len(RETRY_SECONDS):
+def runs_alone(job: Job) -> bool:
+    """Whether it might harm what runs beside it."""
+    return job.deaths > 0 or job.attempts >= SUSPICIOUS_ATTEMPTS
+
+
+def retry(session: Session, job: Job, *, held: bool, died: bool = False) -> bool:
+    """Queue the job again under the next epoch, after a pause. Returns False if it has had its attempts.
+
+    `died` says that the process went down in which the attempt ran, `held` as in `requeue`.
+    """
+    job.attempts += 1
+    job.deaths += died
+    if job.attempts > len(RETRY_SECONDS) or job.deaths >= MAX_DEATHS:
         return False
-    requeue(session, job, delay=RETRY_SECONDS[attempts - 1], held=held)
+    requeue(session, job, delay=RETRY_SECONDS[job.attempts - 1], held=held)
     return True
 
 
@@ -177,7 +192,7 @@ def hold(session: Session, parent: str) -> None:
     _count(session, JobState.QUEUED, JobState.HELD, held.rowcount)  # type: ignore[attr-defined]  # as above
 
 
-def release(session: Session, parent: str) -> None:
+def unhold(session: Session, parent: str) -> None:
     """Queue the parent's held jobs, each under the epoch that it has."""
     released = _announce_again(session, Job.parent == parent, Job.state == JobState.HELD)
     _count(session, JobState.HELD, JobState.QUEUED, released)

@@ -42,12 +42,14 @@ def complete(session: Session, job_id: str, *, epoch: int, apply: Apply) -> None
     rounds.job_ended(session, job)
 
 
-def report_failure(session: Session, job_id: str, *, epoch: int, failure: Failure, retryable: bool) -> None:
+def report_failure(
+    session: Session, job_id: str, *, epoch: int, failure: Failure, retryable: bool, died: bool = False
+) -> None:
     """What a worker says of an attempt that went wrong. Raises StaleEpoch if the job has another owner."""
     _lock_work(session, session.get(Job, job_id))
     job = leases.own(session, job_id, epoch=epoch)
     if retryable:
-        retry_or_fail(session, job, failure)
+        retry_or_fail(session, job, failure, died=died)
     else:
         fail(session, job, failure)
 
@@ -60,14 +62,21 @@ def abandon(session: Session, job_id: str) -> bool:
         return False
     get_logger().warning("lease ran out", job=job.id, epoch=job.epoch, worker=job.worker, parent=job.parent)
     LEASES_EXPIRED.inc()
-    message = f"{job.worker} stopped answering, {job.epoch} times in a row"
+    message = f"{job.worker} stopped answering; it was attempt {job.attempts + 1}"
     retry_or_fail(session, job, Failure(reason="WORKER_LOST", message=message))
     return True
 
 
-def retry_or_fail(session: Session, job: Job, failure: Failure) -> None:
-    """After an attempt without a result."""
-    if not leases.retry(session, job, held=_is_held(session, job)):
+def release(session: Session, job_id: str, *, epoch: int) -> None:
+    """Queue a job again at once that its worker gives back. Raises StaleEpoch if it has another owner."""
+    _lock_work(session, session.get(Job, job_id))
+    job = leases.own(session, job_id, epoch=epoch)
+    leases.requeue(session, job, delay=0.0, held=_is_held(session, job))
+
+
+def retry_or_fail(session: Session, job: Job, failure: Failure, *, died: bool = False) -> None:
+    """After an attempt without a result; `died` if its process went down."""
+    if not leases.retry(session, job, held=_is_held(session, job), died=died):
         fail(session, job, failure)
 
 

@@ -470,7 +470,7 @@ def resume_work(session: Session, work: Work) -> None:
     if work.state is not State.PAUSED:
         return
     work.state = State.RUNNING
-    leases.release(session, work.name)
+    leases.unhold(session, work.name)
     audit(session, "work resumed", work.name)
     tell(session, work.name, "resumed")
 
