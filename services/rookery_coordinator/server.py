@@ -24,6 +24,7 @@ from rookery_coordinator.api.base import Units
 from rookery_coordinator.api.jobs import JobApi
 from rookery_coordinator.api.models import ModelApi
 from rookery_coordinator.api.runs import RunApi
+from rookery_coordinator.api.watching import Feed
 from rookery_coordinator.database import Database
 from rookery_coordinator.inventory import Inventory
 from rookery_coordinator.leftovers import Leftovers
@@ -40,7 +41,8 @@ from rookery_shared.store.probing import open_store
 
 T = TypeVar("T")
 
-
+VERIFY_SECONDS = 86_400.0
+"""Every adapter's every byte is read."""
 MEASURE_SECONDS = 5.0
 
 
@@ -49,8 +51,8 @@ async def serve(settings: CoordinatorSettings) -> None:
     store = open_store(settings, writes=True)
     database = Database(settings.database_url, seconds=settings.sql_seconds)
     units, inventory = Units(database), Inventory(database, store)
-    public = RpcServer(_public(units, store, inventory, settings), address=settings.address)
-    internal = RpcServer(_internal(units, settings), address=settings.job_address)
+    public = RpcServer(_public(units, store, inventory, settings), address=settings.address, settings=settings)
+    internal = RpcServer(_internal(units, settings), address=settings.job_address, settings=settings)
     reaper = Reaper(database, forgotten_seconds=settings.forgotten_seconds)
     leftovers = Leftovers(database, store)
     expiry = Expiry(database, days=settings.keep_days)
@@ -92,17 +94,19 @@ def _relaying(database: Database, settings: CoordinatorSettings) -> list[Callabl
 
 def _public(units: Units, store: ObjectStore, inventory: Inventory, settings: CoordinatorSettings) -> list[Servicer]:
     cache = open_cache(store, settings)
-    runs = RunApi(units, watch_seconds=settings.watch_seconds)
-    adaptations = AdaptationApi(units, watch_seconds=settings.watch_seconds)
+    feed = Feed(units, seconds=settings.watch_seconds)
+    runs, adaptations = RunApi(units, feed), AdaptationApi(units, feed)
     models, adapters = ModelApi(units), AdapterApi(units, store, cache, inventory)
     return [
         Servicer(
             add=lambda server: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, server),
             descriptor=run_service_pb2.DESCRIPTOR.services_by_name["RunService"],
+            watches=frozenset({"WatchRun"}),
         ),
         Servicer(
             add=lambda server: adaptation_service_pb2_grpc.add_AdaptationServiceServicer_to_server(adaptations, server),
             descriptor=adaptation_service_pb2.DESCRIPTOR.services_by_name["AdaptationService"],
+            watches=frozenset({"WatchAdaptation"}),
         ),
         Servicer(
             add=lambda server: model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server),
@@ -111,6 +115,7 @@ def _public(units: Units, store: ObjectStore, inventory: Inventory, settings: Co
         Servicer(
             add=lambda server: adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, server),
             descriptor=adapter_service_pb2.DESCRIPTOR.services_by_name["AdapterService"],
+            seconds={"VerifyStore": VERIFY_SECONDS},
         ),
     ]
 

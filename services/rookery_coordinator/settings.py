@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from rookery_shared.settings import ServiceSettings, StoreSettings
+from rookery_shared.settings import ServerSettings, ServiceSettings, StoreSettings
 
 
-class CoordinatorSettings(ServiceSettings, StoreSettings):
+class CoordinatorSettings(ServiceSettings, ServerSettings, StoreSettings):
     """The server."""
 
     database_url: str = "sqlite:////var/lib/rookery/rookery.db"

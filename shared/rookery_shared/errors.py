@@ -263,6 +263,28 @@ class EngineDead(RookeryError):
     reason = "ENGINE_DEAD"
 
 
+class Overloaded(RookeryError):
+    """The server has as many calls in flight as it takes. Nothing was done; try again when it says."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+    reason = "OVERLOADED"
+    retry_seconds = 0.5
+
+
+class DeadlineExceeded(RookeryError):
+    """The call took longer than its caller, or the method where the caller said nothing, gives it."""
+
+    code = StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+
+class ShuttingDown(RookeryError):
+    """The server stops and has ended the call. Take it up with another one."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "SHUTTING_DOWN"
+
+
 class Cancelled(RookeryError):
     """Somebody cancelled the work."""
 

@@ -13,6 +13,7 @@ from rookery_coordinator import rounds, submissions
 from rookery_coordinator.api.base import Units, page
 from rookery_coordinator.api.messages import adaptation_message, new_adaptation_message, timestamp
 from rookery_coordinator.api.requests import adaptation_plan_from_proto
+from rookery_coordinator.api.watching import Feed
 from rookery_coordinator.tables import Adaptation
 from rookery_coordinator.types import State
 from rookery_coordinator.works import find_adaptation
@@ -21,9 +22,9 @@ from rookery_shared.wire import context_from_proto
 
 
 class AdaptationApi(AdaptationServiceServicer):
-    def __init__(self, units: Units, *, watch_seconds: float) -> None:
+    def __init__(self, units: Units, feed: Feed) -> None:
         self._units = units
-        self._watch_seconds = watch_seconds
+        self._feed = feed
 
     async def CreateAdaptation(self, request: pb.CreateAdaptationRequest, context: RpcContext) -> pb.Adaptation:
         def make(session: Session) -> tuple[str, pb.Adaptation]:
@@ -82,8 +83,7 @@ class AdaptationApi(AdaptationServiceServicer):
     async def WatchAdaptation(
         self, request: pb.WatchAdaptationRequest, context: RpcContext
     ) -> AsyncIterator[pb.AdaptationEvent]:
-        watched = self._units.watch(request.name, after=request.after_sequence, seconds=self._watch_seconds)
-        async for events in watched:
+        async for events in self._feed.watch(request.name, after=request.after_sequence):
             now = await self._units.read(lambda session: _show(session, request.name))
             for event in events:
                 yield pb.AdaptationEvent(

@@ -13,6 +13,7 @@ from rookery_coordinator import rounds, submissions
 from rookery_coordinator.api.base import Units, page
 from rookery_coordinator.api.messages import run_message, timestamp
 from rookery_coordinator.api.requests import run_plan_from_proto
+from rookery_coordinator.api.watching import Feed
 from rookery_coordinator.tables import Run
 from rookery_coordinator.types import State
 from rookery_coordinator.works import find_run
@@ -21,9 +22,9 @@ from rookery_shared.wire import context_from_proto
 
 
 class RunApi(RunServiceServicer):
-    def __init__(self, units: Units, *, watch_seconds: float) -> None:
+    def __init__(self, units: Units, feed: Feed) -> None:
         self._units = units
-        self._watch_seconds = watch_seconds
+        self._feed = feed
 
     async def CreateRun(self, request: pb.CreateRunRequest, context: RpcContext) -> pb.Run:
         def make(session: Session) -> tuple[str, pb.Run]:
@@ -75,8 +76,7 @@ class RunApi(RunServiceServicer):
         return await self._units.write(unit)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: RpcContext) -> AsyncIterator[pb.RunEvent]:
-        watched = self._units.watch(request.name, after=request.after_sequence, seconds=self._watch_seconds)
-        async for events in watched:
+        async for events in self._feed.watch(request.name, after=request.after_sequence):
             now = await self._units.read(lambda session: _show(session, request.name))
             for event in events:
                 yield pb.RunEvent(sequence=event.sequence, time=timestamp(event.time), message=event.message, run=now)
