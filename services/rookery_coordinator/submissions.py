@@ -14,7 +14,6 @@ from rookery_coordinator.plans import write_adaptation_round, write_run_rounds
 from rookery_coordinator.policies import active_recipe
 from rookery_coordinator.rounds import start_work
 from rookery_coordinator.tables import Adaptation, Policy, Profile, Request, Run
-from rookery_coordinator.tables import Context as ContextRow
 from rookery_coordinator.types import AdaptationPlan, Grpo, Limits, Role, RunPlan, SeedAllocation, Split, State
 from rookery_coordinator.works import add_contexts, find_profile, limits_of
 from rookery_shared.domains import check_style
@@ -137,7 +136,7 @@ def create_run(
 
 def create_adaptation(
     session: Session, *, teacher: str, student: str, plan: AdaptationPlan, context: Context
-) -> tuple[Adaptation, ContextRow]:
+) -> Adaptation:
     """Check, store and start an adaptation. Raises what `create_run` raises."""
     teacher_profile, student_profile = _profiles(session, teacher, student)
     check_style(plan.domain, plan.style, field="style")
@@ -152,12 +151,12 @@ def create_adaptation(
         state=State.RUNNING,
     )
     session.add(adaptation)
-    [stored] = add_contexts(session, adaptation.name, Split.TRAIN, [context])
+    contexts = add_contexts(session, adaptation.name, Split.TRAIN, [context])
     planned = write_adaptation_round(session, adaptation.name, plan)
     session.flush()
     tell(session, adaptation.name, "accepted")
-    start_work(session, adaptation, planned, [stored])
-    return adaptation, stored
+    start_work(session, adaptation, planned, contexts)
+    return adaptation
 
 
 def check_context(context: Context, *, limits: Limits, field: str, needs_questions: bool) -> None:

@@ -68,7 +68,7 @@ def make_run(
 def make_adaptation(database: Database, *, questions: int = 2, seeds: int = 2) -> str:
     plan = AdaptationPlan(self_edits=3, seeds=seeds, reward=Reward.EXACT, student_recipe=LoraRecipe(rank=8, alpha=16))
     with database.write() as session:
-        adaptation, _ = submissions.create_adaptation(
+        adaptation = submissions.create_adaptation(
             session, teacher=TEACHER, student=STUDENT, plan=plan, context=some_contexts(1, questions=questions)[0]
         )
         return adaptation.name

@@ -30,14 +30,11 @@ class AdaptationApi(AdaptationServiceServicer):
         def make(session: Session) -> tuple[str, pb.Adaptation]:
             asked = request.adaptation
             plan = adaptation_plan_from_proto(session, asked)
-            adaptation, stored = submissions.create_adaptation(
-                session,
-                teacher=asked.teacher,
-                student=asked.student,
-                plan=plan,
-                context=context_from_proto(asked.context),
+            taught = context_from_proto(asked.context)
+            adaptation = submissions.create_adaptation(
+                session, teacher=asked.teacher, student=asked.student, plan=plan, context=taught
             )
-            return adaptation.name, new_adaptation_message(adaptation, plan, stored)
+            return adaptation.name, new_adaptation_message(adaptation, plan, taught)
 
         return await self._units.create(request.request_id, make=make, show=_show)
 

@@ -36,7 +36,8 @@ from rookery_coordinator.types import (
     State,
     TrialState,
 )
-from rookery_coordinator.works import Work, limits_of, plan_of, to_training
+from rookery_coordinator.works import Work, limits_of, plan_of, to_context, to_training
+from rookery_shared.types import Context
 from rookery_shared.wire import recipe_to_proto, sampling_to_proto, training_to_proto
 
 FINDINGS = {kind: adapter_service_pb2.StoreFinding.Kind.Value(f"KIND_{kind.name}") for kind in Kind}
@@ -296,7 +297,7 @@ def adaptation_message(
     assert isinstance(plan, AdaptationPlan)
     context = session.scalar(select(tables.Context).where(tables.Context.parent == adaptation.name))
     assert context is not None
-    message = _accepted(adaptation, plan, context, full=full)
+    message = _accepted(adaptation, plan, to_context(context), full=full)
     message.progress.CopyFrom(progress_message(session, adaptation))
     trial = session.get(tables.Trial, adaptation.trial) if adaptation.trial else None
     if trial is not None and trial.adapter is not None:
@@ -305,7 +306,7 @@ def adaptation_message(
 
 
 def new_adaptation_message(
-    adaptation: tables.Adaptation, plan: AdaptationPlan, context: tables.Context
+    adaptation: tables.Adaptation, plan: AdaptationPlan, context: Context
 ) -> adaptation_service_pb2.Adaptation:
     """Of one that was created just now: nothing of it need be looked up."""
     message = _accepted(adaptation, plan, context, full=True)
@@ -314,7 +315,7 @@ def new_adaptation_message(
 
 
 def _accepted(
-    adaptation: tables.Adaptation, plan: AdaptationPlan, context: tables.Context, *, full: bool
+    adaptation: tables.Adaptation, plan: AdaptationPlan, context: Context, *, full: bool
 ) -> adaptation_service_pb2.Adaptation:
     """Without its progress and its result."""
     message = adaptation_service_pb2.Adaptation(
@@ -340,7 +341,7 @@ def _accepted(
     if full:
         message.context.passage = context.passage
         for question in context.questions:
-            message.context.questions.add(question=question["question"], answer=question["answer"])
+            message.context.questions.add(question=question.question, answer=question.answer)
     return message
 
 
