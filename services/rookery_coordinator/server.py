@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from rookery.errors import RookeryError
 from rookery.internal.v1 import job_service_pb2, job_service_pb2_grpc
 from rookery.v1 import (
     adaptation_service_pb2,
@@ -42,16 +43,16 @@ T = TypeVar("T")
 
 VERIFY_SECONDS = 86_400.0
 """Every adapter's every byte is read."""
+MEASURE_SECONDS = 5.0
 
 
 async def serve(settings: CoordinatorSettings) -> None:
-    """Until a signal. Raises SystemExit if the store cannot be used."""
+    """Until a signal. Any number of such processes may share a database. Raises SystemExit if the store is no good."""
     store = open_store(settings, writes=True)
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, seconds=settings.sql_seconds)
     units, inventory = Units(database), Inventory(database, store)
     public = RpcServer(_public(units, store, inventory, settings), address=settings.address, settings=settings)
     internal = RpcServer(_internal(units, settings), address=settings.job_address, settings=settings)
-    relay = Relay(database, make_app(broker_url=settings.broker_url))
     reaper = Reaper(database, forgotten_seconds=settings.forgotten_seconds)
     leftovers = Leftovers(database, store)
     expiry = Expiry(database, days=settings.keep_days)
@@ -64,7 +65,7 @@ async def serve(settings: CoordinatorSettings) -> None:
         await run_until_signalled(
             [internal, public],
             background=[
-                _forever(relay.send_due, pause=lambda sent: 0.0 if sent == BATCH else settings.relay_seconds),
+                *_relaying(database, settings),
                 _forever(reaper.sweep, pause=lambda _: settings.lease_seconds / 6),
                 _forever(leftovers.sweep, pause=lambda _: settings.leftovers_seconds),
                 _forever(collect, pause=lambda _: settings.collect_seconds),
@@ -72,6 +73,23 @@ async def serve(settings: CoordinatorSettings) -> None:
         )
     finally:
         database.close()
+
+
+async def relay(settings: CoordinatorSettings) -> None:
+    """Send messages, and nothing else, until a signal."""
+    database = Database(settings.database_url, seconds=settings.sql_seconds)
+    try:
+        await run_until_signalled([], background=_relaying(database, settings))
+    finally:
+        database.close()
+
+
+def _relaying(database: Database, settings: CoordinatorSettings) -> list[Callable[[], Awaitable[None]]]:
+    sender = Relay(database, make_app(broker_url=settings.broker_url))
+    return [
+        _forever(sender.send_due, pause=lambda sent: 0.0 if sent == BATCH else settings.relay_seconds),
+        _forever(sender.measure, pause=lambda _: MEASURE_SECONDS),
+    ]
 
 
 def _public(units: Units, store: ObjectStore, inventory: Inventory, settings: CoordinatorSettings) -> list[Servicer]:
@@ -119,6 +137,9 @@ def _forever(step: Callable[[], T], *, pause: Callable[[T], float]) -> Callable[
         while True:
             try:
                 seconds = pause(await asyncio.to_thread(step))
+            except RookeryError as error:
+                get_logger().warning("background step failed", reason=error.reason, message=error.message)
+                seconds = 1.0
             except Exception:
                 get_logger().exception("background step failed")
                 seconds = 1.0

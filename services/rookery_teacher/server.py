@@ -12,6 +12,7 @@ from rookery_engines.base import Metered
 from rookery_engines.types import Finish
 from rookery_shared.domains import DEFAULT_DOMAIN, check_style, find_domain
 from rookery_shared.errors import InvalidField
+from rookery_shared.faults import Point, fault_point
 from rookery_shared.rpc.server import RpcContext, Servicer
 from rookery_shared.types import MAX_REDRAWS
 from rookery_shared.wire import context_from_proto, sampling_from_proto
@@ -72,6 +73,7 @@ class TeacherApi(TeacherServiceServicer):
                     adapter=text.adapter,
                     draws=text.draws,
                 )
+                fault_point(Point.WRITTEN)
 
     async def ActivatePolicy(self, request: pb.ActivatePolicyRequest, context: RpcContext) -> pb.ServingState:
         if not request.adapter:

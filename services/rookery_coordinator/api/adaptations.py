@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -11,7 +11,7 @@ from rookery.v1 import adaptation_service_pb2 as pb
 from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceServicer
 from rookery_coordinator import rounds, submissions
 from rookery_coordinator.api.base import Units, page
-from rookery_coordinator.api.messages import adaptation_message, timestamp
+from rookery_coordinator.api.messages import adaptation_message, new_adaptation_message, timestamp
 from rookery_coordinator.api.requests import adaptation_plan_from_proto
 from rookery_coordinator.api.watching import Feed
 from rookery_coordinator.tables import Adaptation
@@ -27,16 +27,14 @@ class AdaptationApi(AdaptationServiceServicer):
         self._feed = feed
 
     async def CreateAdaptation(self, request: pb.CreateAdaptationRequest, context: RpcContext) -> pb.Adaptation:
-        def make(session: Session) -> str:
+        def make(session: Session) -> tuple[str, pb.Adaptation]:
             asked = request.adaptation
+            plan = adaptation_plan_from_proto(session, asked)
+            taught = context_from_proto(asked.context)
             adaptation = submissions.create_adaptation(
-                session,
-                teacher=asked.teacher,
-                student=asked.student,
-                plan=adaptation_plan_from_proto(session, asked),
-                context=context_from_proto(asked.context),
+                session, teacher=asked.teacher, student=asked.student, plan=plan, context=taught
             )
-            return adaptation.name
+            return adaptation.name, new_adaptation_message(adaptation, plan, taught)
 
         return await self._units.create(request.request_id, make=make, show=_show)
 
@@ -61,12 +59,23 @@ class AdaptationApi(AdaptationServiceServicer):
         return await self._units.read(read)
 
     async def CancelAdaptation(self, request: pb.CancelAdaptationRequest, context: RpcContext) -> pb.Adaptation:
-        def cancel(session: Session) -> pb.Adaptation:
-            rounds.end_work(session, find_adaptation(session, request.name, lock=True), State.CANCELLED)
-            session.flush()
-            return _show(session, request.name)
+        return await self._change(
+            request.name, lambda session, adaptation: rounds.end_work(session, adaptation, State.CANCELLED)
+        )
 
-        return await self._units.write(cancel)
+    async def PauseAdaptation(self, request: pb.PauseAdaptationRequest, context: RpcContext) -> pb.Adaptation:
+        return await self._change(request.name, rounds.pause_work)
+
+    async def ResumeAdaptation(self, request: pb.ResumeAdaptationRequest, context: RpcContext) -> pb.Adaptation:
+        return await self._change(request.name, rounds.resume_work)
+
+    async def _change(self, name: str, change: Callable[[Session, Adaptation], None]) -> pb.Adaptation:
+        def unit(session: Session) -> pb.Adaptation:
+            change(session, find_adaptation(session, name, lock=True))
+            session.flush()
+            return _show(session, name)
+
+        return await self._units.write(unit)
 
     async def WatchAdaptation(
         self, request: pb.WatchAdaptationRequest, context: RpcContext

@@ -16,6 +16,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from rookery_coordinator import submissions
 from rookery_coordinator.database import Database
 from rookery_shared.errors import InvalidField
+from rookery_shared.faults import Point, fault_point
 
 T = TypeVar("T")
 Row = TypeVar("Row")
@@ -41,22 +42,27 @@ class Units:
     async def write(self, work: Callable[[Session], T]) -> T:
         def unit() -> T:
             with self._database.write() as session:
-                return work(session)
+                result = work(session)
+                fault_point(Point.COMMITTING)
+            fault_point(Point.COMMITTED)
+            return result
 
         return await self._run(unit)
 
-    async def create(self, request_id: str, *, make: Callable[[Session], str], show: Callable[[Session, str], T]) -> T:
-        """Create a resource, once for each request id, and show it."""
+    async def create(
+        self, request_id: str, *, make: Callable[[Session], tuple[str, T]], show: Callable[[Session, str], T]
+    ) -> T:
+        """Create a resource, once for each request id. `make` returns its name and what it looks like."""
 
         def unit() -> T:
             try:
                 with self._database.write() as session:
                     name = submissions.repeated(session, request_id)
-                    if name is None:
-                        name = make(session)
-                        submissions.remember(session, request_id, name)
-                        session.flush()
-                    return show(session, name)
+                    if name is not None:
+                        return show(session, name)
+                    name, shown = make(session)
+                    submissions.remember(session, request_id, name)
+                    return shown
             except IntegrityError:  # the same request came twice at once, and the other was first
                 with self._database.read() as session:
                     name = submissions.repeated(session, request_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -27,7 +27,7 @@ class RunApi(RunServiceServicer):
         self._feed = feed
 
     async def CreateRun(self, request: pb.CreateRunRequest, context: RpcContext) -> pb.Run:
-        def make(session: Session) -> str:
+        def make(session: Session) -> tuple[str, pb.Run]:
             asked = request.run
             plan = run_plan_from_proto(session, asked)
             train = [context_from_proto(message) for message in asked.train_contexts]
@@ -35,7 +35,8 @@ class RunApi(RunServiceServicer):
             run = submissions.create_run(
                 session, teacher=asked.teacher, student=asked.student, plan=plan, train=train, test=test
             )
-            return run.name
+            session.flush()
+            return run.name, _show(session, run.name)
 
         return await self._units.create(request.request_id, make=make, show=_show)
 
@@ -58,12 +59,21 @@ class RunApi(RunServiceServicer):
         return await self._units.read(read)
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: RpcContext) -> pb.Run:
-        def cancel(session: Session) -> pb.Run:
-            rounds.end_work(session, find_run(session, request.name, lock=True), State.CANCELLED)
-            session.flush()
-            return _show(session, request.name)
+        return await self._change(request.name, lambda session, run: rounds.end_work(session, run, State.CANCELLED))
 
-        return await self._units.write(cancel)
+    async def PauseRun(self, request: pb.PauseRunRequest, context: RpcContext) -> pb.Run:
+        return await self._change(request.name, rounds.pause_work)
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: RpcContext) -> pb.Run:
+        return await self._change(request.name, rounds.resume_work)
+
+    async def _change(self, name: str, change: Callable[[Session, Run], None]) -> pb.Run:
+        def unit(session: Session) -> pb.Run:
+            change(session, find_run(session, name, lock=True))
+            session.flush()
+            return _show(session, name)
+
+        return await self._units.write(unit)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: RpcContext) -> AsyncIterator[pb.RunEvent]:
         async for events in self._feed.watch(request.name, after=request.after_sequence):

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from rookery_coordinator import tables
 from rookery_coordinator.api.base import Units
 from rookery_coordinator.events import events_after, newest_events
 from rookery_coordinator.works import find_work
+from rookery_shared.errors import DatabaseUnavailable
 from rookery_shared.log import get_logger
 
 
@@ -69,7 +69,7 @@ class Feed:
             names = sorted({waiter.name for waiter in self._waiters})
             try:
                 newest = await self._units.read(partial(newest_events, parents=names))
-            except SQLAlchemyError as error:
+            except DatabaseUnavailable as error:
                 get_logger().warning("cannot look for events", error=str(error))
                 continue
             for waiter in self._waiters:

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rookery_shared.admission import admit, open_regular
 from rookery_shared.errors import AdapterCorrupt, AdapterRefused, ObjectMissing
+from rookery_shared.faults import Point, fault_point
 from rookery_shared.metrics import ADAPTER_PUBLISHES, ADAPTERS_REFUSED
 from rookery_shared.peft_format import CONFIG, WEIGHTS
 from rookery_shared.settings import CACHE_BYTES
@@ -104,9 +105,12 @@ def _publish(store: ObjectStore, folder: Path, origin: Origin) -> Manifest:
     files = tuple(_entry(folder / name) for name in FILES)
     manifest = Manifest(files=files, **asdict(origin))
     name = adapter_name(manifest.digest)
+    fault_point(Point.PUBLISHING)
     for entry in files:
         store.upload(folder / entry.name, f"{name}/{entry.name}")
+        fault_point(Point.FILE_STORED)
     store.write(f"{name}/{MANIFEST}", manifest.encoded())
+    fault_point(Point.PUBLISHED, adapter=name, job=origin.job, epoch=origin.epoch)
     return manifest
 
 
