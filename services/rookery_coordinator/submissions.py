@@ -39,7 +39,7 @@ def all_repeated(session: Session, request_ids: Sequence[str]) -> dict[str, str]
     """As `repeated`, for many: the resources of those that there were, by their ids."""
     asked = [id_ for id_ in request_ids if id_]
     query = select(Request.id, Request.resource).where(Request.id.in_(asked))
-    return {id_: resource for id_, resource in session.execute(query)} if asked else {}
+    return {row.id: row.resource for row in session.execute(query)} if asked else {}
 
 
 def remember(session: Session, request_id: str, resource: str) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -21,7 +20,7 @@ from rookery_coordinator.database import Database, now
 from rookery_coordinator.reaper import Reaper
 from rookery_coordinator.schema import migrate
 from rookery_coordinator.tables import Event, Job, Outbox, Policy, Round, SelfEdit, Trial
-from rookery_coordinator.types import Failure, JobState, Purpose, Reward, RunPlan, State, TrialState
+from rookery_coordinator.types import Failure, JobState, Reward, RunPlan, State, TrialState
 from rookery_coordinator.works import find_run
 from rookery_shared.errors import JobNotQueued, StaleEpoch
 from tests.integration.workers import Workers
@@ -57,13 +56,6 @@ REMOVALS = [
         file="services/rookery_coordinator/rounds.py",
         old="if round_.state is not State.RUNNING or session.scalar(is_open):",
         new="if round_.state is not State.RUNNING:",
-        test="test_every_transition_may_die_before_its_commit",
-    ),
-    Removal(
-        what="a transition is one transaction",
-        file="services/rookery_coordinator/rounds.py",
-        old="    work, round_ = _work_of(session, job)\n    session.flush()\n    _settle(session, work, round_)",
-        new="    work, round_ = _work_of(session, job)\n    session.commit()\n    _settle(session, work, round_)",
         test="test_every_transition_may_die_before_its_commit",
     ),
     Removal(
@@ -121,11 +113,17 @@ def check_end(database: Database, run: str) -> None:
         assert {*session.scalars(select(Trial.state))} == {TrialState.SCORED}
         assert session.scalar(select(func.count()).select_from(Policy)) == POLICIES
         assert {*session.scalars(select(Job.state))} == {JobState.SUCCEEDED}
-        written = sum(r.contexts * r.self_edits for r in found if r.purpose is not Purpose.CONTROL)
-        written += sum(
-            r.contexts * r.self_edits for r in found if r.purpose is Purpose.CONTROL and not r.self_edits_from
-        )
+        written = sum(r.contexts * r.self_edits for r in found if r.self_edits_from is None)
         assert session.scalar(select(func.count(SelfEdit.id))) == written
+
+
+@contextmanager
+def dying(database: Database) -> Iterator[Session]:
+    """All is done but the commit."""
+    with suppress(Died), database.write() as session:
+        yield session
+        session.flush()
+        raise Died
 
 
 def test_every_transition_may_die_before_its_commit() -> None:
@@ -133,15 +131,12 @@ def test_every_transition_may_die_before_its_commit() -> None:
     with a_run() as (database, workers, run):
         while messages := workers.messages():
             for job, epoch in messages:
-                with pytest.raises(Died), database.write() as session:
+                with dying(database) as session:
                     leases.claim(session, job, epoch=epoch, worker="w", lease_seconds=30.0)
-                    raise Died
                 workers.claim(job, epoch)
                 before = rows(database)
-                with pytest.raises(Died), database.write() as session:
+                with dying(database) as session:
                     outcomes.complete(session, job, epoch=epoch, apply=workers._apply)
-                    session.flush()
-                    raise Died
                 assert rows(database) == before, "nothing of it is left"
                 workers.complete(job, epoch)
         check_end(database, run)

@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, MetaData, func, insert, inspect, select, text
 
 from rookery_coordinator.database import Database
-from rookery_coordinator.schema import alembic_config, migrate
+from rookery_coordinator.schema import alembic_config, migrate, migrating
 from rookery_coordinator.tables import Base
 from rookery_coordinator.types import State
 from rookery_coordinator.works import find_run
@@ -56,7 +56,7 @@ def revisions(database: Database) -> list[str]:
 
 
 def downgrade(database: Database, revision: str) -> None:
-    with database.engine.execution_options(writes=True).begin() as connection:
+    with migrating(database) as connection:
         command.downgrade(alembic_config(connection), revision)
 
 
