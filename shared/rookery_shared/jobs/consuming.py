@@ -81,6 +81,9 @@ class JobTasks(Tasks):  # type: ignore[misc]  # Celery has no types
             dead_letters()(c.connection.default_channel).declare()
         super().start(c)
         c.task_consumer.has_free_slot = c.has_free_slot
+        if not is_rabbitmq(c.app.conf.broker_url):
+            handlers = c.task_consumer.channel.handlers
+            handlers["BRPOP"] = c.guard(handlers["BRPOP"])
 
 
 class Watchdog(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
@@ -169,6 +172,18 @@ class JobConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
                 handle(message)
 
         return handle_message
+
+    def guard(self, read: Callable[[], Any]) -> Callable[[], Any]:
+        """An entry of Redis's list that is no message at all does not end the worker."""
+
+        def guarded() -> Any:
+            try:
+                return read()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                MESSAGES_REFUSED.inc()
+                get_logger().error("message refused", why="no message", error=f"{type(error).__name__}: {error}")
+
+        return guarded
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         self._refuse(message, "unknown form")
