@@ -66,13 +66,14 @@ def behind(stack: ExitStack, light: Light) -> tuple[Proxy, str]:
 def test_consumes_again_after_silence(light_redis: Light, light_rabbitmq: Light) -> None:
     """A connection that a firewall has forgotten: nothing comes, nothing fails, for ever."""
     with ExitStack() as stack:
-        jobs = {}
+        jobs: dict[str, list[str]] = {}
         for light in (light_redis, light_rabbitmq):
             proxy, url = behind(stack, light)
             light.start_worker(broker_url=url)
             light.finish(light.submit(0), seconds=60)
             proxy.half_open()
             proxy.heal()  # those who connect again are heard
+            time.sleep(1.5)  # Redis gives up on the question of before; what it answers to the deaf is lost
             jobs[light.broker_url] = light.submit(0)
         silent = time.monotonic()
         for light in (light_redis, light_rabbitmq):

@@ -130,6 +130,8 @@ class JobConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         super().__init__(on_task_request, **kwargs)
         self._slots: int = self.app.conf["rookery_slots"]
         self._pauses = is_rabbitmq(self.app.conf.broker_url)
+        self._pausing = False
+        """The broker is being told; meanwhile it may deliver more."""
         if self._pauses:
             self.initial_prefetch_count = 1
         self._start_job = on_task_request
@@ -148,11 +150,14 @@ class JobConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         for each. To put it back would count as a failed delivery.
         """
         self._start_job(request)
-        if not self.has_free_slot() and self.task_consumer.consuming:
+        if not self.has_free_slot() and self.task_consumer.consuming and not self._pausing:
+            self._pausing = True
             try:
                 self.task_consumer.cancel()
             except TimeoutError as silent:  # the reader of kombu takes a bare one for the end of what there is to read
                 raise ConnectionError("the broker does not answer") from silent
+            finally:
+                self._pausing = False
 
     def _resume(self) -> None:
         """A thread is free."""
