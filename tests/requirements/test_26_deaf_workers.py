@@ -33,6 +33,13 @@ REMOVALS = [
         test="test_consumes_again_after_silence",
     ),
     Removal(
+        what="what was asked in vain is asked again on a new connection to Redis",
+        file=QUEUES,
+        old='    "retry_on_timeout": True,\n',
+        new="",
+        test="test_consumes_again_after_silence",
+    ),
+    Removal(
         what="what is published to RabbitMQ is waited for no longer than that",
         file=QUEUES,
         old='    "read_timeout": SILENCE_SECONDS,\n',
@@ -42,7 +49,7 @@ REMOVALS = [
     Removal(
         what="what is published to Redis is waited for no longer than that",
         file=QUEUES,
-        old='    "socket_timeout": SILENCE_SECONDS,\n',
+        old='    "socket_timeout": SILENCE_SECONDS / 2,\n',
         new="",
         test="test_publishes_again_after_silence",
     ),
