@@ -18,7 +18,8 @@ from rookery.v1.evaluator_service_pb2_grpc import EvaluatorServiceStub
 from rookery.v1.teacher_service_pb2_grpc import TeacherServiceStub
 from rookery_coordinator.settings import WorkerSettings
 from rookery_shared.domains import find_domain
-from rookery_shared.jobs.runner import JobRunner, Lease
+from rookery_shared.jobs.lease import Lease
+from rookery_shared.jobs.runner import JobRunner
 from rookery_shared.jobs.worker import connect_runner
 from rookery_shared.types import Question
 from rookery_shared.wire import questions_to_proto
