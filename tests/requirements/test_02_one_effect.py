@@ -13,8 +13,8 @@ REMOVALS = [
     Removal(
         what="a job that runs or has ended cannot be claimed",
         file=LEASES,
-        old="    if job.state is not JobState.QUEUED and not (job.state is JobState.RUNNING and job.worker == worker):\n",
-        new="    if False:\n",
+        old="if job.state is not JobState.QUEUED and not (job.state is JobState.RUNNING and job.worker == worker):\n",
+        new="if False:\n",
         test="test_repeated_messages_have_one_effect[redis]",
     ),
     Removal(
