@@ -11,7 +11,7 @@ import pytest
 
 from rookery.errors import CallFailed
 from rookery_shared.faults import Point
-from tests.requirements.light import LightSystem, died, light_system, wait_for
+from tests.requirements.adapting import AdaptingSystem, adapting_system, died, wait_for
 from tests.requirements.removal import Removal
 from tests.servers.redis import RedisServer
 
@@ -60,18 +60,18 @@ REMOVALS = [
 
 
 @pytest.fixture
-def system(tmp_path: Path, redis_server: RedisServer) -> Iterator[LightSystem]:
+def system(tmp_path: Path, redis_server: RedisServer) -> Iterator[AdaptingSystem]:
     redis_server.wipe()
-    with light_system(tmp_path, broker_url=redis_server.url) as started:
+    with adapting_system(tmp_path, broker_url=redis_server.url) as started:
         yield started
 
 
-def finish(system: LightSystem) -> None:
+def finish(system: AdaptingSystem) -> None:
     wait_for(system.ended, what="the end of all work")
     assert system.violations() == []
 
 
-def test_wherever_a_worker_is_killed(system: LightSystem) -> None:
+def test_wherever_a_worker_is_killed(system: AdaptingSystem) -> None:
     """Each of some workers is killed at a point of its own, once."""
     system.start_coordinator()
     for point, time in WORKER_POINTS:
@@ -84,7 +84,7 @@ def test_wherever_a_worker_is_killed(system: LightSystem) -> None:
     finish(system)
 
 
-def test_a_worker_killed_with_messages_in_its_hands(system: LightSystem) -> None:
+def test_a_worker_killed_with_messages_in_its_hands(system: AdaptingSystem) -> None:
     """It has taken them from the broker, and its claims come to nothing."""
     coordinator = system.start_coordinator(faults="committing=kill#2")
     worker = system.start_worker()
@@ -98,7 +98,7 @@ def test_a_worker_killed_with_messages_in_its_hands(system: LightSystem) -> None
 
 
 @pytest.mark.parametrize(("point", "time"), COORDINATOR_POINTS, ids=str)
-def test_wherever_the_coordinator_is_killed(system: LightSystem, point: Point, time: int) -> None:
+def test_wherever_the_coordinator_is_killed(system: AdaptingSystem, point: Point, time: int) -> None:
     coordinator = system.start_coordinator(faults=f"{point}=kill#{time}")
     worker = system.start_worker(seconds=60.0 if point is Point.REAPING else 0.0)
     with suppress(CallFailed):
