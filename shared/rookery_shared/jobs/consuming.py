@@ -86,9 +86,9 @@ class JobTasks(Tasks):  # type: ignore[misc]  # Celery has no types
 class Watchdog(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
     """Ends a process whose event loop is stuck, so that its supervisor starts another.
 
-    A connection that has gone silent is noticed by the event loop itself: by AMQP's heartbeats, and by kombu's checks of
-    Redis's answers. This is for a loop that has stopped looking. It does not watch while the worker connects, which may
-    take as long as the broker is down.
+    A connection that has gone silent is noticed by the event loop itself: by AMQP's heartbeats, and by kombu's checks
+    of Redis's answers. This is for a loop that has stopped looking. It does not watch while the worker connects, which
+    may take as long as the broker is down.
     """
 
     requires = (Connection,)
@@ -141,8 +141,8 @@ class JobConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
     def _take(self, request: Any) -> None:
         """Hand a job to the pool. Its message is acknowledged by the event loop, and so after this.
 
-        What another queue delivers while the broker is told to stop is taken as well: the pool has a thread to spare for
-        each. To put it back would count as a failed delivery.
+        What another queue delivers while the broker is told to stop is taken as well: the pool has a thread to spare
+        for each. To put it back would count as a failed delivery.
         """
         self._start_job(request)
         if not self.has_free_slot() and self.task_consumer.consuming:
