@@ -45,6 +45,8 @@ class Proxy:
         """Bytes that still pass before everything is cut; a way that is not here has no limit."""
         self._connections: set[_Connection] = set()
         self._accepted = 0
+        self.passed = dict.fromkeys(Way, 0)
+        """Bytes so far."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy of {upstream}", daemon=True)
         self._server: asyncio.Server | None = None
@@ -177,6 +179,7 @@ class Proxy:
             if (left := self._left.get(way)) is not None:
                 self._left[way] = max(0, left - len(data))
                 data = data[:left]
+            self.passed[way] += len(data)
             writer.write(data)
             await writer.drain()
             if left is not None and not self._left.get(way, 1):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import redis
 from sqlalchemy import func, select
 
 from rookery import Client
@@ -29,14 +30,13 @@ from tests.faults.checker import Evidence, Violation, check
 from tests.faults.history import Event, read_events, read_transitions, record_transitions
 from tests.integration.worlds import STUDENT, TEACHER, make_profiles
 from tests.servers.processes import ServerProcess
-
-LEASE_SECONDS = 2.0
+from tests.servers.redis import RedisServer
 
 
 class AdaptingSystem:
     """Its processes are started by the test, each with faults of its own, and stay down when they die."""
 
-    def __init__(self, folder: Path, *, broker_url: str, database_url: str, lease_seconds: float) -> None:
+    def __init__(self, folder: Path, *, broker_url: str, database_url: str, settings: dict[str, str]) -> None:
         self.folder = folder
         self.database = Database(database_url)
         migrate(self.database)
@@ -54,11 +54,12 @@ class AdaptingSystem:
             "ROOKERY_ADDRESS": self.address,
             "ROOKERY_JOB_ADDRESS": f"unix:{folder}/jobs.sock",
             "ROOKERY_JOB_SERVICE_TARGET": f"unix:{folder}/jobs.sock",
-            "ROOKERY_LEASE_SECONDS": str(lease_seconds),
+            "ROOKERY_LEASE_SECONDS": "2",
             "ROOKERY_FORGOTTEN_SECONDS": "4",
             "ROOKERY_RELAY_SECONDS": "0.02",
             "ROOKERY_HISTORY": f"{folder}/history",
             "ROOKERY_LOG_FORMAT": "text",
+            **settings,
         }
         self.store = connect_store(StoreSettings(store_url=self._environment["ROOKERY_STORE_URL"]))
 
@@ -140,16 +141,23 @@ class AdaptingSystem:
 
 @contextmanager
 def adapting_system(
-    folder: Path, *, broker_url: str, database_url: str = "", lease_seconds: float = LEASE_SECONDS
+    folder: Path, *, broker_url: str, database_url: str = "", **settings: str
 ) -> Iterator[AdaptingSystem]:
-    """On SQLite if no database is given."""
+    """On SQLite if no database is given; `settings` are those of its processes."""
     folder.mkdir(parents=True, exist_ok=True)
     url = database_url or f"sqlite:///{folder}/rookery.db"
-    system = AdaptingSystem(folder, broker_url=broker_url, database_url=url, lease_seconds=lease_seconds)
+    system = AdaptingSystem(folder, broker_url=broker_url, database_url=url, settings=settings)
     try:
         yield system
     finally:
         system.close()
+
+
+def own_redis(server: RedisServer) -> str:
+    """The URL of an empty Redis database that only these tests use."""
+    with redis.Redis(port=server.port, db=5) as client:
+        client.flushdb()
+    return f"{server.url.rpartition('/')[0]}/5"
 
 
 def wait_for(holds: Callable[[], object], *, seconds: float = 40.0, what: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from rookery.errors import CallFailed
 from rookery_shared.faults import Point
-from tests.requirements.adapting import AdaptingSystem, adapting_system, died, wait_for
+from tests.requirements.adapting import AdaptingSystem, adapting_system, died, own_redis, wait_for
 from tests.requirements.removal import Removal
 from tests.servers.redis import RedisServer
 
@@ -61,8 +61,7 @@ REMOVALS = [
 
 @pytest.fixture
 def system(tmp_path: Path, redis_server: RedisServer) -> Iterator[AdaptingSystem]:
-    redis_server.wipe()
-    with adapting_system(tmp_path, broker_url=redis_server.url) as started:
+    with adapting_system(tmp_path, broker_url=own_redis(redis_server)) as started:
         yield started
 
 
