@@ -1,8 +1,8 @@
 """Runs a worker's jobs in another process, so that what they do to it cannot harm the worker.
 
-The worker claims jobs, keeps their leases and reports; it holds no model and no device, and has no torch. `child` is the
-other side. The process is started for the first job and again after it has died. A job that does not stop in time when
-it must, has the process killed: the others in it are given back, which does not count against them.
+The worker claims jobs, keeps their leases and reports; it holds no model and no device, and has no torch. `child` is
+the other side. The process is started for the first job, and again after it has died. If a job does not stop in time
+when it must, the process is killed: the others in it are given back, which does not count against them.
 """
 
 from __future__ import annotations
@@ -134,9 +134,7 @@ class JobProcess:
         with Connection(ours.detach()) as connection:
             with theirs:
                 argv = [sys.executable, "-m", "rookery_shared.jobs.child", str(theirs.fileno()), handlers]
-                process = subprocess.Popen(
-                    argv, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], process_group=0
-                )
+                process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], process_group=0)
             with self._lock:
                 self._pid = process.pid
                 if self.killed:
@@ -272,9 +270,7 @@ class Attempt:
         end: isolation_pb2.JobCommand.End | None = None,
     ) -> None:
         job, epoch = self.key
-        self._process.send(
-            isolation_pb2.JobCommand(job=job, epoch=epoch, start=start, renew=renew, stop=stop, end=end)
-        )
+        self._process.send(isolation_pb2.JobCommand(job=job, epoch=epoch, start=start, renew=renew, stop=stop, end=end))
 
 
 class _Turns:

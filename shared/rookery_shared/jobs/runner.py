@@ -122,10 +122,9 @@ class JobRunner:
                 self._report(why, lease)
 
     def _release(self, lease: KeptLease) -> None:
+        request = pb.ReleaseRequest(job=lease.job, epoch=lease.epoch)
         try:
-            call(
-                self._jobs.Release, pb.ReleaseRequest(job=lease.job, epoch=lease.epoch), seconds=RELEASE_SECONDS, patient=True
-            )
+            call(self._jobs.Release, request, seconds=RELEASE_SECONDS, patient=True)
         except CallFailed as failure:
             get_logger().warning("could not give back; the lease will run out", job=lease.job, reason=failure.reason)
         else:

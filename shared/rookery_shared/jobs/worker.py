@@ -35,7 +35,7 @@ def run_worker(
     runner: str,
     concurrency: int,
 ) -> None:
-    """Consume until a signal; then give back the jobs that run. `runner` is "module:function" that builds the JobRunner.
+    """Consume until a signal; then give back the jobs that run. `runner` is the "module:function" that builds it.
 
     Jobs run in threads: they wait for remote answers, or for the process that owns the device.
     """
