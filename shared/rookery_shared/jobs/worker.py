@@ -40,16 +40,15 @@ def run_worker(
     Jobs run in threads: they wait for remote answers, or for the process that owns the device.
     """
     log.configure(service=service, level=settings.log_level, style=settings.log_format)
-    app = make_app(broker_url=settings.broker_url, queues=queues, runner=runner)
+    app = make_app(broker_url=settings.broker_url, queues=queues, runner=runner, slots=concurrency)
     _give_back_at_shutdown()
     app.worker_main(
         [
             "worker",
-            "--pool=threads",
-            f"--concurrency={concurrency}",
             f"--hostname={service}-{uuid.uuid4().hex[:8]}@%h",
             "--without-gossip",
             "--without-mingle",
+            "--without-heartbeat",
             "--loglevel=WARNING",
         ]
     )
