@@ -2,7 +2,7 @@
 
 Each attempt has an epoch. A message names the epoch that it announces; a claim takes it; every later call must name it.
 An attempt that fails or whose lease runs out is queued again under the next epoch, so that whatever the old owner still
-sends has no effect.
+sends has no effect. So is a job that its worker gives back, but that does not count as an attempt.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from rookery_shared.errors import JobNotQueued, StaleEpoch, UnknownResource
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 """Pause before each further attempt. A job that fails once more after the last has failed."""
+MAX_DEATHS = 3
+"""Attempts that may take the process down that they run in. A job that does it as often has failed."""
+SUSPICIOUS_ATTEMPTS = 3
+"""A job that has failed as often, for whatever reason, runs alone, as one does that took its process down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,8 @@ def enqueue(session: Session, new: NewJob) -> Job:
         scope=list(new.scope),
         state=JobState.QUEUED,
         epoch=1,
+        attempts=0,
+        deaths=0,
         done=0,
         total=len(new.scope),
     )
@@ -111,13 +117,27 @@ def finish(job: Job, state: JobState, failure: Failure | None = None) -> None:
         job.failure_reason, job.failure_message = failure.reason, failure.message
 
 
-def retry(session: Session, job: Job) -> bool:
-    """Queue the job again under the next epoch, after a pause. Returns False if it has had its attempts."""
-    attempts = job.epoch
-    if attempts > len(RETRY_SECONDS):
+def runs_alone(job: Job) -> bool:
+    """Whether it might harm what runs beside it."""
+    return job.deaths > 0 or job.attempts >= SUSPICIOUS_ATTEMPTS
+
+
+def retry(session: Session, job: Job, *, died: bool = False) -> bool:
+    """Queue the job again under the next epoch, after a pause. Returns False if it has had its attempts.
+
+    `died` says that the process went down in which the attempt ran.
+    """
+    job.attempts += 1
+    job.deaths += died
+    if job.attempts > len(RETRY_SECONDS) or job.deaths >= MAX_DEATHS:
         return False
-    requeue(session, job, delay=RETRY_SECONDS[attempts - 1])
+    requeue(session, job, delay=RETRY_SECONDS[job.attempts - 1])
     return True
+
+
+def release(session: Session, job_id: str, *, epoch: int) -> None:
+    """Queue a job again at once that its worker gives back. Raises StaleEpoch if it has another owner."""
+    requeue(session, own(session, job_id, epoch=epoch), delay=0.0)
 
 
 def requeue(session: Session, job: Job, *, delay: float) -> None:

@@ -35,9 +35,9 @@ def complete(session: Session, job_id: str, *, epoch: int, apply: Apply) -> None
     rounds.job_ended(session, job)
 
 
-def retry_or_fail(session: Session, job: Job, failure: Failure) -> None:
-    """After an attempt without a result."""
-    if not leases.retry(session, job):
+def retry_or_fail(session: Session, job: Job, failure: Failure, *, died: bool = False) -> None:
+    """After an attempt without a result; `died` if its process went down."""
+    if not leases.retry(session, job, died=died):
         fail(session, job, failure)
 
 
@@ -49,13 +49,15 @@ def fail(session: Session, job: Job, failure: Failure) -> None:
         rounds.end_work(session, find_work(session, job.parent), State.FAILED, failure)
 
 
-def report_failure(session: Session, job_id: str, *, epoch: int, failure: Failure, retryable: bool) -> None:
+def report_failure(
+    session: Session, job_id: str, *, epoch: int, failure: Failure, retryable: bool, died: bool = False
+) -> None:
     """What a worker says of an attempt that went wrong. Raises StaleEpoch if the job has another owner."""
     job = session.get(Job, job_id)
     if job is not None and job.round is not None:
         find_work(session, job.parent, lock=True)
     job = leases.own(session, job_id, epoch=epoch)
     if retryable:
-        retry_or_fail(session, job, failure)
+        retry_or_fail(session, job, failure, died=died)
     else:
         fail(session, job, failure)

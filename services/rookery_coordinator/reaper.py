@@ -21,7 +21,7 @@ class Reaper:
             for job in leases.expired(session):
                 get_logger().warning("lease ran out", job=job.id, epoch=job.epoch, worker=job.worker, parent=job.parent)
                 lost = Failure(
-                    reason="WORKER_LOST", message=f"{job.worker} stopped answering, {job.epoch} times in a row"
+                    reason="WORKER_LOST", message=f"{job.worker} stopped answering; it was attempt {job.attempts + 1}"
                 )
                 fault_point(Point.REAPING)
                 outcomes.retry_or_fail(session, job, lost)

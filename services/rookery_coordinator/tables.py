@@ -218,6 +218,10 @@ class Job(Base):
     state: Mapped[JobState] = mapped_column(_stored(JobState), index=True)
     epoch: Mapped[int]
     """Rises with every attempt. A write under another epoch has no effect."""
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    """Those that failed or lost their lease. One that gave the job back is none."""
+    deaths: Mapped[int] = mapped_column(server_default="0")
+    """Those of them that ended because the process that they ran in did."""
     worker: Mapped[str | None]
     lease_until: Mapped[float | None]
     done: Mapped[int]

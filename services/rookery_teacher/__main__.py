@@ -34,7 +34,7 @@ def main() -> None:
             settings,
             service="trainer",
             queues=(improve_queue(settings.profile),),
-            runner="rookery_teacher.trainer:build_runner",
+            runner="rookery_teacher.worker:build_runner",
             concurrency=1,
         )
 

@@ -254,3 +254,24 @@ class Cancelled(RookeryError):
 
     code = StatusCode.CANCELLED
     reason = "CANCELLED"
+
+
+class Preempted(RookeryError):
+    """The job makes way, through no fault of its own: it is given back, and goes on elsewhere."""
+
+    code = StatusCode.ABORTED
+    reason = "PREEMPTED"
+
+
+class TrainerDied(RookeryError):
+    """The process that the job ran in died: of the job, of what ran beside it, or of the machine's needs."""
+
+    code = StatusCode.ABORTED
+    reason = "TRAINER_DIED"
+
+
+class TrainerNotStarted(RookeryError):
+    """The process that runs jobs ended before it could take one. No job is at fault; its log says what is."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "TRAINER_NOT_STARTED"

@@ -94,3 +94,5 @@ class TrainerSettings(ModelServiceSettings):
     """What training may take beside the base model; 0 takes 0.9 of what a GPU has free, or half of what a host has."""
     checkpoint_seconds: float = 30.0
     """Least time between two checkpoints of an adapter. They are written at the end of an epoch."""
+    stop_seconds: float = Field(default=10.0, gt=0)
+    """How long a job may take to stop, when it is cancelled or the worker ends, before its process is killed."""

@@ -16,6 +16,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,34 +44,40 @@ OPTIMISERS = {
 BEFORE, ROUND_1, ROUND_2 = "self-edits before RL", "after round 1", "after round 2"
 
 
-def finished(asked: Run) -> Run:
-    """A run through a system of its own, to its end."""
+@contextmanager
+def running_system() -> Iterator[Client]:
+    """All services, and a folder of their own."""
     with tempfile.TemporaryDirectory() as name:
         folder, address = Path(name), f"127.0.0.1:{free_port()}"
         cluster = Cluster(folder, address=address, sink=LogView(folder / "logs", None), torch_threads=1)
         cluster.start()
         try:
             with Client(address) as client:
-                register(client, TEACHER, ROLE_TEACHER, "tiny")
-                register(client, STUDENT, ROLE_STUDENT, "tiny")
-                run = client.create_run(asked).name
-                for event in client.watch_run(run):
-                    print(f"  {event.message}", flush=True)
-                done = client.get_run(run)
+                yield client
         finally:
             cluster.stop()
+
+
+def finished(client: Client, asked: Run) -> Run:
+    """A run of the base teacher to its end."""
+    register(client, TEACHER, ROLE_TEACHER, "tiny")
+    register(client, STUDENT, ROLE_STUDENT, "tiny")
+    run = client.create_run(asked).name
+    for event in client.watch_run(run):
+        print(f"  {event.message}", flush=True)
+    done = client.get_run(run)
     assert done.state == STATE_SUCCEEDED, done.failure
     return done
 
 
-def measure(optimiser: OptimiserName, *, seed: int, train: int, test: int) -> dict[str, Any]:
+def measure(client: Client, optimiser: OptimiserName, *, seed: int, train: int, test: int) -> dict[str, Any]:
     asked = quickstart_run(TEACHER, STUDENT, train=train, test=test, seed=seed)
     asked.plan.control = False
     asked.plan.optimiser.CopyFrom(OPTIMISERS[optimiser])
     asked.plan.teacher_recipe.CopyFrom(RECIPES[optimiser])
     print(f"{optimiser}, seed {seed}", flush=True)
     started = time.monotonic()
-    run = finished(asked)
+    run = finished(client, asked)
     scores = {m.name: (m.mean, m.standard_error) for m in run.measurements}
     [compared] = [c for c in run.comparisons if c.second == ROUND_2]
     return {
@@ -109,11 +116,11 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=32, help="contexts of a round")
     parser.add_argument("--test", type=int, default=48, help="contexts to measure on")
     arguments = parser.parse_args()
-    rows = [
-        measure(optimiser, seed=seed, train=arguments.train, test=arguments.test)
-        for seed in arguments.seeds
-        for optimiser in OptimiserName
-    ]
+    rows = []
+    for seed in arguments.seeds:
+        for optimiser in OptimiserName:
+            with running_system() as client:
+                rows.append(measure(client, optimiser, seed=seed, train=arguments.train, test=arguments.test))
     result = {
         "machine": machine("cpu"),
         "train_contexts_of_a_round": arguments.train,

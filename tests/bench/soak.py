@@ -5,7 +5,8 @@
 Several callers hand jobs to one workshop, as the student's threads do: of random size, ranks, layers, lengths, epochs
 and dropout; one in eight is cancelled in the middle, one in eight has an adapter that cannot be trained. Memory is what
 the operating system counts for the process, sampled once a second. The first sixth of the time is warm-up, in which the
-allocator meets every size; after it, the mean over each of five equal parts is compared with that over the first.
+allocator meets every size. Each of five parts after it does the jobs of the warm-up again, with other texts and in
+another order, so that the means over the parts compare: what is left to differ is what meets in a batch.
 """
 
 from __future__ import annotations
@@ -18,16 +19,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import psutil
 import torch
 
-from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
 from rookery.v1 import model_service_pb2
 from rookery_shared.errors import Cancelled
-from rookery_shared.jobs.runner import Lease
+from rookery_shared.jobs.lease import Lease
 from rookery_shared.settings import TrainerSettings
 from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Schedule
 from rookery_tiny.world import VALUES
@@ -40,9 +40,9 @@ PARTS = 5
 
 
 class Soak:
-    """Callers that never stop asking, until the time is up."""
+    """Callers that never stop asking, until the time is up; then the same jobs again, part by part."""
 
-    def __init__(self, folder: Path, seconds: float) -> None:
+    def __init__(self, folder: Path) -> None:
         settings = TrainerSettings(
             profile="profiles/soak",
             store_url=f"file://{folder}/objects",
@@ -53,30 +53,61 @@ class Soak:
         self.profile = model_service_pb2.Profile(
             name="profiles/soak", model=model_service_pb2.ModelSource(source=str(TINY)), dtype="float32"
         )
-        self.until = time.monotonic() + seconds
-        self.folder = folder
         self.adapters = self.failures = self.cancelled = self.jobs = 0
         self.errors: list[str] = []
+        self._warm = [0] * CALLERS
+        """How many jobs of each caller the warm-up had time for."""
         self._lock = threading.Lock()
 
-    def call(self, caller: int) -> None:
-        rng = random.Random(caller)
-        while time.monotonic() < self.until:
-            with self._lock:
-                self.jobs += 1
-                job = f"job-{self.jobs}"
-            self._one(job, rng)
+    def warm_up(self, seconds: float) -> list[float]:
+        """Memory in MiB, second by second."""
+        until = time.monotonic() + seconds
 
-    def _one(self, job: str, rng: random.Random) -> None:
-        lease = Lease(cast(JobServiceStub, None), job=job, epoch=1, seconds=30.0)
-        if rng.random() < 1 / 8:
-            threading.Timer(rng.uniform(0.1, 2.0), lease.stop, [Cancelled(f"{job} was cancelled")]).start()
-        orders = [self._order(i, rng) for i in range(rng.randint(1, 16))]
-        if rng.random() < 1 / 8:
+        def call(caller: int) -> None:
+            while time.monotonic() < until:
+                self._one(caller, self._warm[caller], part=0)
+                self._warm[caller] += 1
+
+        return self._sampled(call, "warm-up")
+
+    def part(self, number: int) -> list[float]:
+        """Memory in MiB, second by second."""
+
+        def call(caller: int) -> None:
+            numbers = [*range(self._warm[caller])]
+            random.Random(f"{caller}/{number}").shuffle(numbers)
+            for job in numbers:
+                self._one(caller, job, part=number)
+
+        return self._sampled(call, f"part {number}")
+
+    def _sampled(self, call: Callable[[int], None], what: str) -> list[float]:
+        process, samples = psutil.Process(), list[float]()
+        callers = [threading.Thread(target=call, args=(i,)) for i in range(CALLERS)]
+        for caller in callers:
+            caller.start()
+        while any(caller.is_alive() for caller in callers):
+            samples.append(process.memory_info().rss / 2**20)
+            if len(samples) % 60 == 0:
+                print(f"{what}: {len(samples) // 60:3} min  {samples[-1]:7.1f} MiB  {self.jobs} jobs", flush=True)
+            time.sleep(1.0)
+        return samples
+
+    def _one(self, caller: int, number: int, *, part: int) -> None:
+        """A caller's job, whose number decides everything but its texts."""
+        shapes, texts = random.Random(f"{caller}/{number}"), random.Random(f"{caller}/{number}/{part}")
+        with self._lock:
+            self.jobs += 1
+            job = f"job-{self.jobs}"
+        lease = Lease(job=job, epoch=1)
+        if shapes.random() < 1 / 8:
+            threading.Timer(shapes.uniform(0.1, 2.0), lease.stop, [Cancelled(f"{job} was cancelled")]).start()
+        orders = [self._order(i, shapes, texts) for i in range(shapes.randint(1, 16))]
+        if shapes.random() < 1 / 8:
             orders.append(Order(key="nothing", examples=[Example(prompt="only a prompt", completion="")], seed=0))
         made, failed = 0, 0
         try:
-            for result in self.workshop.make(lease, self.profile, orders, self._recipe(rng)):
+            for result in self.workshop.make(lease, self.profile, orders, self._recipe(shapes)):
                 made, failed = made + (result.adapter is not None), failed + bool(result.failure)
         except Cancelled:
             with self._lock:
@@ -88,11 +119,10 @@ class Soak:
         with self._lock:
             self.adapters, self.failures = self.adapters + made, self.failures + failed
 
-    def _order(self, key: int, rng: random.Random) -> Order:
-        examples = [
-            Example(completion=" ".join(rng.choices(VALUES, k=rng.randint(3, 60)))) for _ in range(rng.randint(1, 10))
-        ]
-        return Order(key=str(key), examples=examples, seed=rng.getrandbits(32))
+    def _order(self, key: int, shapes: random.Random, texts: random.Random) -> Order:
+        lengths = [shapes.randint(3, 60) for _ in range(shapes.randint(1, 10))]
+        examples = [Example(completion=" ".join(texts.choices(VALUES, k=length))) for length in lengths]
+        return Order(key=str(key), examples=examples, seed=texts.getrandbits(32))
 
     def _recipe(self, rng: random.Random) -> LoraRecipe:
         return LoraRecipe(
@@ -106,17 +136,6 @@ class Soak:
         )
 
 
-def sample(soak: Soak, seconds: float) -> list[float]:
-    """Resident memory in MiB, once a second; says so once a minute."""
-    process, samples = psutil.Process(), []
-    while time.monotonic() < soak.until:
-        samples.append(process.memory_info().rss / 2**20)
-        if len(samples) % 60 == 0:
-            print(f"{len(samples) // 60:3} min  {samples[-1]:7.1f} MiB  {soak.jobs} jobs", flush=True)
-        time.sleep(1.0)
-    return samples
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
@@ -126,20 +145,17 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(Path(folder), arguments.minutes * 60)
-        callers = [threading.Thread(target=soak.call, args=(i,)) for i in range(CALLERS)]
-        for caller in callers:
-            caller.start()
-        samples = sample(soak, arguments.minutes * 60)
-        for caller in callers:
-            caller.join()
+        soak = Soak(Path(folder))
+        seconds = arguments.minutes * 60 / (1 + PARTS)
+        started = time.monotonic()
+        soak.warm_up(seconds)
+        means = [statistics.fmean(soak.part(number)) for number in range(1, 1 + PARTS)]
+        took = (time.monotonic() - started) / 60
         left = [path for path in Path(folder, "objects").rglob("unfinished/*/*") if path.is_file()]
-    warm = samples[len(samples) // 6 :]
-    size = len(warm) // PARTS
-    parts = [round(statistics.fmean(warm[i * size : (i + 1) * size]), 1) for i in range(PARTS)]
+    parts = [round(mean, 1) for mean in means]
     result = {
         "machine": machine("cpu"),
-        "minutes": arguments.minutes,
+        "minutes": round(took, 1),
         "jobs": soak.jobs,
         "jobs_cancelled": soak.cancelled,
         "adapters": soak.adapters,

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rookery.cli.recipes import OptimiserName
-from tests.bench import optimisers, scoring
+from tests.bench import scoring
 from tests.bench.plot import draw, tables
 from tests.bench.training import Bench, machine, memory_table
 
@@ -48,14 +47,6 @@ def test_scores_of_one_call_and_of_a_call_for_each_are_the_same(monkeypatch: pyt
     result = scoring.measure("transformers", turns=1)
     assert result["same_answers"] == 1.0
     assert result["ratio"] > 0
-
-
-@pytest.mark.timeout(600)
-def test_both_optimisers_run_on_the_same_budget() -> None:
-    rows = [optimisers.measure(name, seed=0, train=2, test=2) for name in OptimiserName]
-    assert rows[0]["trials"] == rows[1]["trials"] == 2 * 2 * 5 + 4 * 2
-    assert rows[0]["before"] == rows[1]["before"]
-    assert len([*optimisers.table(rows)]) == 4
 
 
 def test_the_training_bench_needs_torch_transformers_and_peft_alone() -> None:

@@ -18,7 +18,8 @@ from pydantic_settings import SettingsConfigDict
 
 from rookery.internal.v1 import job_service_pb2 as pb
 from rookery_shared.jobs import consuming, queues
-from rookery_shared.jobs.runner import JobRunner, Lease
+from rookery_shared.jobs.lease import Lease
+from rookery_shared.jobs.runner import JobRunner
 from rookery_shared.jobs.worker import connect_runner, run_worker
 from rookery_shared.metrics import serve_metrics
 from rookery_shared.settings import ServiceSettings

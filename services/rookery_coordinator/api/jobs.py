@@ -35,7 +35,7 @@ class JobApi(JobServiceServicer):
             )
             lease = Duration()
             lease.FromTimedelta(timedelta(seconds=self._lease_seconds))
-            response = pb.ClaimResponse(lease=lease, parent=job.parent)
+            response = pb.ClaimResponse(lease=lease, parent=job.parent, alone=leases.runs_alone(job))
             fill_work(session, job, response)
             return response
 
@@ -70,10 +70,18 @@ class JobApi(JobServiceServicer):
                 epoch=request.epoch,
                 failure=Failure(reason=request.reason, message=request.message),
                 retryable=request.retryable,
+                died=request.process_died,
             )
             return pb.FailResponse()
 
         return await self._units.write(fail)
+
+    async def Release(self, request: pb.ReleaseRequest, context: RpcContext) -> pb.ReleaseResponse:
+        def release(session: Session) -> pb.ReleaseResponse:
+            leases.release(session, request.job, epoch=request.epoch)
+            return pb.ReleaseResponse()
+
+        return await self._units.write(release)
 
 
 def _apply_for(request: pb.CompleteRequest) -> outcomes.Apply:
