@@ -30,6 +30,7 @@ JOB_SECONDS = Histogram(
 OUTBOX_PENDING = Gauge("rookery_outbox_pending", "Messages that are due and not sent")
 OUTBOX_AGE = Gauge("rookery_outbox_age_seconds", "How long the oldest of them has been due")
 ADAPTER_PUBLISHES = Counter("rookery_adapter_publish_total", "Attempts to publish an adapter", ["result"])
+CALLS_REFUSED = Counter("rookery_call_refused_total", "Calls refused because there were too many in flight")
 ADAPTERS_REFUSED = Counter("rookery_adapter_refused_total", "Stored adapters that were not loaded", ["reason"])
 
 
