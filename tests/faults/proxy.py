@@ -37,7 +37,8 @@ class Proxy:
     """
 
     def __init__(self, upstream: str, *, listen: str = "127.0.0.1:0") -> None:
-        self._upstream = upstream
+        self.upstream = upstream
+        """May change; it is for those who connect then."""
         self._listen = listen
         self._delay = 0.0
         self._refusing = self._swallowing = False
@@ -143,9 +144,9 @@ class Proxy:
         self.address = f"{host}:{self._server.sockets[0].getsockname()[1]}"
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._upstream.startswith("unix:"):
-            return await asyncio.open_unix_connection(self._upstream.removeprefix("unix:"))
-        host, _, port = self._upstream.rpartition(":")
+        if self.upstream.startswith("unix:"):
+            return await asyncio.open_unix_connection(self.upstream.removeprefix("unix:"))
+        host, _, port = self.upstream.rpartition(":")
         return await asyncio.open_connection(host, int(port))
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

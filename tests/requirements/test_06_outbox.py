@@ -25,16 +25,12 @@ from tests.servers.rabbitmq import RabbitMQServer, take
 from tests.servers.redis import RedisServer
 
 RELAY = "services/rookery_coordinator/relay.py"
-DELETE_FIRST = """\
-        with self._database.write() as session:
-            session.execute(delete(Outbox).where(Outbox.id.in_([row.id for row in rows])))
-"""
 REMOVALS = [
     Removal(
         what="a message leaves the outbox after it was sent",
         file=RELAY,
-        old="        sent: list[int] = []\n",
-        new=f"        sent: list[int] = []\n{DELETE_FIRST}",
+        old="        sent = self._send(taken)\n",
+        new="        self._put_down({message.id for message in taken}, [])\n        sent = self._send(taken)\n",
         test="test_killed_between_commit_and_publish",
     ),
     Removal(
