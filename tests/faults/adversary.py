@@ -35,7 +35,7 @@ class Broker(Protocol):
 
 
 class Adversary:
-    """Deals a fault about every `pace` seconds from `start` to `stop`, and then puts right what does not heal itself."""
+    """Deals a fault about every `pace` seconds until it is stopped, and then puts right what does not heal itself."""
 
     def __init__(
         self, cluster: Cluster, broker: Broker, proxies: Mapping[str, Proxy], *, seed: int, pace: float

@@ -7,7 +7,8 @@ the database, the broker, the coordinator's job service, the teacher and the eva
 also kill, stop and delay themselves at their fault points. The promise is that all runs succeed: faults come seldom
 enough that no job has all of its attempts spoiled.
 
-Prints a line a run, each kind of fault with how often it was dealt, and the verdict. Ends with 1 if a promise is broken.
+Prints a line a run, each kind of fault with how often it was dealt, and the verdict. Ends with 1 if a promise was
+broken.
 """
 
 from __future__ import annotations
@@ -111,40 +112,45 @@ class RabbitMQUnderFire:
                     continue  # nobody has declared it yet
 
 
+@dataclass(kw_only=True)
 class Chaos:
     """A system under fire."""
 
-    def __init__(
-        self, options: Options, system: System, database: Database, adversary: Adversary, folder: Path, log: IO[str]
-    ) -> None:
-        self._options, self._system, self._database, self._adversary = options, system, database, adversary
-        self._folder, self._log = folder, log
+    options: Options
+    system: System
+    database: Database
+    """Not through a proxy."""
+    adversary: Adversary
+    folder: Path
+    log: IO[str]
+
+    def __post_init__(self) -> None:
         self._accepted: dict[str, float] = {}
         self._ended: set[str] = set()
-        self._store = connect_store(StoreSettings(store_url=f"file://{system.cluster.folder}/objects"))
+        self._store = connect_store(StoreSettings(store_url=f"file://{self.system.cluster.folder}/objects"))
 
     def say(self, line: str) -> None:
         print(line, flush=True)
-        self._log.write(line + "\n")
-        self._log.flush()
+        self.log.write(line + "\n")
+        self.log.flush()
 
     def run(self) -> list[Violation]:
         started = time.monotonic()
-        self._adversary.start()
+        self.adversary.start()
         stuck = False
-        while len(self._ended) < self._options.runs and not stuck:
-            if len(self._accepted) < self._options.runs and len(self._in_flight()) < self._options.at_once:
+        while len(self._ended) < self.options.runs and not stuck:
+            if len(self._accepted) < self.options.runs and len(self._in_flight()) < self.options.at_once:
                 self._create()
             self._look(started)
             stuck = any(time.monotonic() - since > STUCK_SECONDS for since in self._in_flight().values())
             time.sleep(0.2)
         under_fire = time.monotonic() - started
-        (self._folder / "armed").unlink()
-        self._adversary.stop()
+        (self.folder / "armed").unlink()
+        self.adversary.stop()
         settled = wait(lambda: not [*nothing_stuck(self._evidence())], seconds=SETTLE_SECONDS)
         self._look(started)
         self._tell_faults()
-        self.say(f"{under_fire:.0f} s under fire, {under_fire / self._options.runs:.1f} s a run; settled: {settled}")
+        self.say(f"{under_fire:.0f} s under fire, {under_fire / self.options.runs:.1f} s a run; settled: {settled}")
         return check(self._evidence())
 
     def _in_flight(self) -> dict[str, float]:
@@ -154,14 +160,14 @@ class Chaos:
         """As a client that tries again. What it never got an answer to may be there all the same, and must end, too."""
         number = len(self._accepted)
         try:
-            run = self._system.client.create_run(small_run(contexts=2, test=1, seed=1000 * self._options.seed + number))
+            run = self.system.client.create_run(small_run(contexts=2, test=1, seed=1000 * self.options.seed + number))
         except CallFailed:
             return
         self._accepted[run.name] = time.monotonic()
 
     def _look(self, started: float) -> None:
         query = text("SELECT name, state, coalesce(failure_message, '') FROM runs WHERE end_time IS NOT NULL")
-        with self._database.read() as session:
+        with self.database.read() as session:
             rows = session.execute(query).all()
         for name, state, failure in rows:
             if name in self._accepted and name not in self._ended:
@@ -171,20 +177,20 @@ class Chaos:
 
     def _evidence(self) -> Evidence:
         return Evidence(
-            database=self._database,
+            database=self.database,
             store=self._store,
             accepted=[*self._accepted],
             transitions=read_transitions(self._database),
-            events=read_events(self._folder / "history"),
+            events=read_events(self.folder / "history"),
         )
 
     def _tell_faults(self) -> None:
         by_points = Counter(
-            f"{event.fault} at {event.point}" for event in read_events(self._folder / "history") if event.fault
+            f"{event.fault} at {event.point}" for event in read_events(self.folder / "history") if event.fault
         )
-        for what, times in sorted((self._adversary.dealt + by_points).items()):
+        for what, times in sorted((self.adversary.dealt + by_points).items()):
             self.say(f"{times:5}  {what}")
-        self.say(f"{self._adversary.dealt.total() + by_points.total():5}  faults")
+        self.say(f"{self.adversary.dealt.total() + by_points.total():5}  faults")
 
 
 @contextmanager
@@ -222,7 +228,7 @@ def under_fire(options: Options, folder: Path) -> Iterator[Chaos]:
         stack.callback(database.close)
         record_transitions(database)
         adversary = Adversary(system.cluster, broker, proxies, seed=options.seed, pace=options.pace)
-        yield Chaos(options, system, database, adversary, folder, log)
+        yield Chaos(options=options, system=system, database=database, adversary=adversary, folder=folder, log=log)
 
 
 def _broker(name: BrokerName, folder: Path, stack: ExitStack) -> tuple[Broker, str, Proxy]:
