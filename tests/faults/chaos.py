@@ -180,7 +180,7 @@ class Chaos:
             database=self.database,
             store=self._store,
             accepted=[*self._accepted],
-            transitions=read_transitions(self._database),
+            transitions=read_transitions(self.database),
             events=read_events(self.folder / "history"),
         )
 
