@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from celery.signals import celeryd_init
+from celery.signals import celeryd_after_setup
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -71,8 +71,8 @@ def build_runner() -> JobRunner:
     return connect_runner(settings, {"generate": Sleeper(settings.light_journal).generate})
 
 
-def _ack_late(*, conf: Any, **_: Any) -> None:
-    conf.task_acks_late = True
+def _ack_late(*, instance: Any, **_: Any) -> None:
+    instance.app.tasks[queues.TASK].acks_late = True
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
     consuming.STUCK_SECONDS = settings.light_stuck_seconds
     consuming.BEAT_SECONDS = settings.light_stuck_seconds / 10
     if settings.light_acks_late:
-        celeryd_init.connect(_ack_late)
+        celeryd_after_setup.connect(_ack_late)
     signal.signal(signal.SIGUSR2, lambda *_: time.sleep(3600))  # the event loop is in this thread
     serve_metrics(settings.metrics_port)
     run_worker(

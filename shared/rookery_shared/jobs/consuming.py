@@ -81,6 +81,9 @@ class JobTasks(Tasks):  # type: ignore[misc]  # Celery has no types
             dead_letters()(c.connection.default_channel).declare()
         super().start(c)
         c.task_consumer.has_free_slot = c.has_free_slot
+        if not is_rabbitmq(c.app.conf.broker_url):
+            handlers = c.task_consumer.channel.handlers
+            handlers["BRPOP"] = c.guard(handlers["BRPOP"])
 
 
 class Watchdog(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
@@ -127,6 +130,8 @@ class JobConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         super().__init__(on_task_request, **kwargs)
         self._slots: int = self.app.conf["rookery_slots"]
         self._pauses = is_rabbitmq(self.app.conf.broker_url)
+        self._pausing = False
+        """The broker is being told; meanwhile it may deliver more."""
         if self._pauses:
             self.initial_prefetch_count = 1
         self._start_job = on_task_request
@@ -145,11 +150,14 @@ class JobConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         for each. To put it back would count as a failed delivery.
         """
         self._start_job(request)
-        if not self.has_free_slot() and self.task_consumer.consuming:
+        if not self.has_free_slot() and self.task_consumer.consuming and not self._pausing:
+            self._pausing = True
             try:
                 self.task_consumer.cancel()
             except TimeoutError as silent:  # the reader of kombu takes a bare one for the end of what there is to read
                 raise ConnectionError("the broker does not answer") from silent
+            finally:
+                self._pausing = False
 
     def _resume(self) -> None:
         """A thread is free."""
@@ -169,6 +177,18 @@ class JobConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
                 handle(message)
 
         return handle_message
+
+    def guard(self, read: Callable[[], Any]) -> Callable[[], Any]:
+        """An entry of Redis's list that is no message at all does not end the worker."""
+
+        def guarded() -> Any:
+            try:
+                return read()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                MESSAGES_REFUSED.inc()
+                get_logger().error("message refused", why="no message", error=f"{type(error).__name__}: {error}")
+
+        return guarded
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         self._refuse(message, "unknown form")

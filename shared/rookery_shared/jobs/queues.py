@@ -33,7 +33,9 @@ REDIS_OPTIONS: dict[str, Any] = {
     "global_keyprefix": "rookery:",
     "socket_keepalive": True,
     "socket_connect_timeout": 10.0,
-    "socket_timeout": SILENCE_SECONDS,
+    # Two connections in a row may have to be given up: the one that asks for messages, and the one that keeps them.
+    "socket_timeout": SILENCE_SECONDS / 2,
+    "retry_on_timeout": True,
     "health_check_interval": 10,
 }
 RABBITMQ_OPTIONS: dict[str, Any] = {

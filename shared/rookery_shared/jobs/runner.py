@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -78,7 +79,9 @@ class JobRunner:
 
     def _attempt(self, job: str, epoch: int) -> None:
         log = get_logger().bind(job=job, epoch=epoch)
-        request = pb.ClaimRequest(job=job, epoch=epoch, worker=self._worker)
+        # A name for each message: a second one that this worker gets is as much a duplicate as another worker's.
+        worker = f"{self._worker}/{uuid.uuid4().hex[:8]}"
+        request = pb.ClaimRequest(job=job, epoch=epoch, worker=worker)
         started = time.monotonic()
         try:
             claim = call(self._jobs.Claim, request, seconds=REPORT_SECONDS, patient=True)
@@ -88,7 +91,7 @@ class JobRunner:
             else:
                 log.info("duplicate message dropped", reason=error.reason)
             return
-        fault_point(Point.CLAIMED, job=job, epoch=epoch, worker=self._worker)
+        fault_point(Point.CLAIMED, job=job, epoch=epoch, worker=worker)
         kind = claim.WhichOneof("work") or ""
         log = log.bind(kind=kind, parent=claim.parent)
         seconds = claim.lease.ToTimedelta().total_seconds()
@@ -100,7 +103,7 @@ class JobRunner:
                 result.job, result.epoch = job, epoch
                 fault_point(Point.WORKED)
                 call(self._jobs.Complete, result, seconds=REPORT_SECONDS, patient=True)
-                fault_point(Point.COMPLETED, job=job, epoch=epoch, worker=self._worker)
+                fault_point(Point.COMPLETED, job=job, epoch=epoch, worker=worker)
             except Exception as error:
                 self._ended_without_result(lease.stopped or error, lease)
             else:
