@@ -141,7 +141,7 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]
 def test_two_relays_at_once(either: Database, rabbitmq_server: RabbitMQServer) -> None:
     """Nothing is lost, and nothing is sent more often than there are relays."""
     url = rabbitmq_server.make_vhost()
-    jobs = fill(either, 250)
+    jobs = fill(either, 120)
     relay_all(either, [Relay(either, make_app(broker_url=url)) for _ in range(2)])
     sent = jobs_of(take(url, generate_queue()))
     assert {*sent} == jobs
