@@ -36,8 +36,8 @@ REMOVALS = [
     Removal(
         what="a message that comes twice starts its job once",
         file="shared/rookery_shared/jobs/runner.py",
-        old="        if doubled:\n",
-        new="        if doubled and False:\n",
+        old='worker = f"{self._worker}/{uuid.uuid4().hex[:8]}"',
+        new="worker = self._worker",
         test="test_killed_between_publish_and_mark",
     ),
     Removal(

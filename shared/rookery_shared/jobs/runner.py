@@ -50,7 +50,6 @@ class JobRunner:
         self._worker = worker
         self._handlers = handlers
         self._lock = threading.Lock()
-        self._attempts: set[tuple[str, int]] = set()
         self._leases: set[KeptLease] = set()
         self._stopping: Preempted | None = None
 
@@ -65,19 +64,6 @@ class JobRunner:
 
     def run(self, job: str, epoch: int) -> None:
         """Never raises for a job that went wrong: that is reported, or left to the lease."""
-        with self._lock:
-            doubled = (job, epoch) in self._attempts  # a worker's own claim, repeated, is not refused
-            self._attempts.add((job, epoch))
-        if doubled:
-            get_logger().info("duplicate message dropped", job=job, epoch=epoch, reason="RUNS_HERE")
-            return
-        try:
-            self._attempt(job, epoch)
-        finally:
-            with self._lock:
-                self._attempts.discard((job, epoch))
-
-    def _attempt(self, job: str, epoch: int) -> None:
         log = get_logger().bind(job=job, epoch=epoch)
         # A name for each message: a second one that this worker gets is as much a duplicate as another worker's.
         worker = f"{self._worker}/{uuid.uuid4().hex[:8]}"
