@@ -47,10 +47,10 @@ REMOVALS = [
         test="test_a_server_that_is_killed_is_not_missed",
     ),
     Removal(
-        what="a request id makes one thing",
-        file="services/rookery_coordinator/submissions.py",
-        old="def repeated(",
-        new="def repeated(session: Session, request_id: str) -> str | None:\n    return None\n\n\ndef _repeated(",
+        what="creates have a request id",
+        file="shared/rookery/client.py",
+        old="return str(uuid.uuid4())",
+        new='return ""',
         test="test_a_create_whose_answer_is_lost_is_made_once",
     ),
     Removal(
