@@ -160,5 +160,5 @@ def wait(holds: Callable[[], object], *, seconds: float) -> bool:
     while not holds():
         if time.monotonic() >= deadline:
             return False
-        time.sleep(0.2)
+        time.sleep(0.5)
     return True

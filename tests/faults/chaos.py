@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
@@ -143,11 +143,11 @@ class Chaos:
                 self._create()
             self._look(started)
             stuck = any(time.monotonic() - since > STUCK_SECONDS for since in self._in_flight().values())
-            time.sleep(0.2)
+            time.sleep(0.5)
         under_fire = time.monotonic() - started
         (self.folder / "armed").unlink()
         self.adversary.stop()
-        settled = wait(lambda: not [*nothing_stuck(self._evidence())], seconds=SETTLE_SECONDS)
+        settled = wait(lambda: not [*nothing_stuck(self._rows())], seconds=SETTLE_SECONDS)
         self._look(started)
         self._tell_faults()
         self.say(f"{under_fire:.0f} s under fire, {under_fire / self.options.runs:.1f} s a run; settled: {settled}")
@@ -175,14 +175,13 @@ class Chaos:
                 seconds, at = time.monotonic() - self._accepted[name], time.monotonic() - started
                 self.say(f"{at:7.1f} s  run {len(self._ended):3}  {name}  {state} in {seconds:5.1f} s  {failure}")
 
+    def _rows(self) -> Evidence:
+        accepted = [*self._accepted]
+        return Evidence(database=self.database, store=self._store, accepted=accepted, transitions=(), events=())
+
     def _evidence(self) -> Evidence:
-        return Evidence(
-            database=self.database,
-            store=self._store,
-            accepted=[*self._accepted],
-            transitions=read_transitions(self.database),
-            events=read_events(self.folder / "history"),
-        )
+        events = read_events(self.folder / "history")
+        return replace(self._rows(), transitions=read_transitions(self.database), events=events)
 
     def _tell_faults(self) -> None:
         by_points = Counter(
