@@ -135,11 +135,10 @@ class KeptLease(Lease):
         """One heartbeat. Returns whether it extended the lease; if there is no hope for that, the work is stopped."""
         sent, interval = time.monotonic(), self._seconds / 3
         hope = self._renewed + 2 * interval
+        patience = min(interval, hope - sent) if hope > sent else interval
         request = pb.HeartbeatRequest(job=self.job, epoch=self.epoch, done=self.done, total=self.total)
         try:
-            response = call(
-                self._jobs.Heartbeat, request, seconds=min(interval, hope - sent) if hope > sent else interval
-            )
+            response = call(self._jobs.Heartbeat, request, seconds=patience)
         except CallFailed as error:
             if error.reason == StaleEpoch.reason or time.monotonic() >= hope:
                 self.stop(StaleEpoch(f"lost the lease of {self.job}: {error}", job=self.job))

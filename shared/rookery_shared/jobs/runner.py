@@ -125,13 +125,9 @@ class JobRunner:
                 self._report(why, lease)
 
     def _release(self, lease: KeptLease) -> None:
+        request = pb.ReleaseRequest(job=lease.job, epoch=lease.epoch)
         try:
-            call(
-                self._jobs.Release,
-                pb.ReleaseRequest(job=lease.job, epoch=lease.epoch),
-                seconds=RELEASE_SECONDS,
-                patient=True,
-            )
+            call(self._jobs.Release, request, seconds=RELEASE_SECONDS, patient=True)
         except CallFailed as failure:
             get_logger().warning("could not give back; the lease will run out", job=lease.job, reason=failure.reason)
         else:
@@ -149,7 +145,6 @@ class JobRunner:
             message=str(error) if isinstance(error, RookeryError) else f"{type(error).__name__}: {error}",
             retryable=not (isinstance(error, RookeryError) and error.code in _NOT_RETRYABLE),
             process_died=isinstance(error, TrainerDied),
-            metadata=error.metadata if isinstance(error, RookeryError) else None,
         )
         try:
             call(self._jobs.Fail, request, seconds=REPORT_SECONDS, patient=True)
