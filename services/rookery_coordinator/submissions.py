@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from rookery_coordinator.events import audit, tell
-from rookery_coordinator.identifiers import adaptation_name, new_id, policy_name, run_name
+from rookery_coordinator.identifiers import adaptation_name, policy_name, run_name
 from rookery_coordinator.plans import write_adaptation_round, write_run_rounds
 from rookery_coordinator.policies import active_recipe
 from rookery_coordinator.rounds import start_work
@@ -32,6 +33,13 @@ def repeated(session: Session, request_id: str) -> str | None:
         return None
     request = session.get(Request, request_id)
     return request.resource if request else None
+
+
+def all_repeated(session: Session, request_ids: Sequence[str]) -> dict[str, str]:
+    """As `repeated`, for many: the resources of those that there were, by their ids."""
+    asked = [id_ for id_ in request_ids if id_]
+    query = select(Request.id, Request.resource).where(Request.id.in_(asked))
+    return {row.id: row.resource for row in session.execute(query)} if asked else {}
 
 
 def remember(session: Session, request_id: str, resource: str) -> None:
@@ -123,19 +131,24 @@ def create_run(
     )
     session.add(run)
     session.flush()
-    for split, contexts in ((Split.TRAIN, train), (Split.TEST, test)):
-        add_contexts(session, run.name, split, contexts, [new_id() for _ in contexts])
-    write_run_rounds(session, run.name, plan, train=len(train), test=len(test))
+    contexts = [
+        *add_contexts(session, run.name, Split.TRAIN, train),
+        *add_contexts(session, run.name, Split.TEST, test),
+    ]
+    planned = write_run_rounds(session, run.name, plan, train=len(train), test=len(test))
     session.flush()
     tell(session, run.name, f"accepted: {len(train)} train and {len(test)} test contexts")
-    start_work(session, run)
+    start_work(session, run, planned, contexts)
     return run
 
 
 def create_adaptation(
     session: Session, *, teacher: str, student: str, plan: AdaptationPlan, context: Context
 ) -> Adaptation:
-    """Check, store and start an adaptation. Raises what `create_run` raises."""
+    """Check, store and start an adaptation. Flushes nothing, so that many can be made at once.
+
+    Raises what `create_run` raises, before it adds anything.
+    """
     teacher_profile, student_profile = _profiles(session, teacher, student)
     check_style(plan.domain, plan.style, field="style")
     _check_rank(plan.student_recipe, student_profile, field="recipe.rank")
@@ -149,12 +162,10 @@ def create_adaptation(
         state=State.RUNNING,
     )
     session.add(adaptation)
-    session.flush()
-    add_contexts(session, adaptation.name, Split.TRAIN, [context], [new_id()])
-    write_adaptation_round(session, adaptation.name, plan)
-    session.flush()
+    contexts = add_contexts(session, adaptation.name, Split.TRAIN, [context])
+    planned = write_adaptation_round(session, adaptation.name, plan)
     tell(session, adaptation.name, "accepted")
-    start_work(session, adaptation)
+    start_work(session, adaptation, planned, contexts)
     return adaptation
 
 

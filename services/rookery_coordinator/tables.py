@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Enum, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint, false
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from rookery_coordinator.database import now
 from rookery_coordinator.types import JobKind, JobState, Purpose, Role, Split, State, TrialState
@@ -210,14 +210,20 @@ class Job(Base):
     __tablename__ = "jobs"
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[JobKind] = mapped_column(_stored(JobKind))
-    queue: Mapped[str] = mapped_column(index=True)
+    queue: Mapped[str]
     parent: Mapped[str] = mapped_column(index=True)
     round: Mapped[str | None] = mapped_column(ForeignKey("rounds.id"), index=True)
+    round_row: Mapped[Round | None] = relationship(lazy="raise")
+    """Never read: it has a round written before its jobs."""
     scope: Mapped[list[Any]]
     """Ids of what the job covers: contexts to generate for, trials to train or evaluate."""
     state: Mapped[JobState] = mapped_column(_stored(JobState), index=True)
     epoch: Mapped[int]
     """Rises with every attempt. A write under another epoch has no effect."""
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    """Those that failed or lost their lease. One that gave the job back is none."""
+    deaths: Mapped[int] = mapped_column(server_default="0")
+    """Those of them that ended because the process that they ran in did."""
     worker: Mapped[str | None]
     lease_until: Mapped[float | None]
     done: Mapped[int]
@@ -228,6 +234,7 @@ class Job(Base):
     """When this attempt was queued, or announced again."""
     start_time: Mapped[float | None]
     end_time: Mapped[float | None]
+    __table_args__ = (Index("jobs_by_claim", "queue", "start_time"), Index("jobs_by_queueing", "queue", "queue_time"))
 
 
 class Outbox(Base):
@@ -238,7 +245,9 @@ class Outbox(Base):
     job: Mapped[str]
     epoch: Mapped[int]
     queue: Mapped[str]
-    not_before: Mapped[float]
+    not_before: Mapped[float] = mapped_column(insert_default=now())
+    claimed_until: Mapped[float | None]
+    """Until then it is a relay's to send."""
 
 
 class Event(Base):

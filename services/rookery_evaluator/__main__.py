@@ -7,6 +7,7 @@ import asyncio
 
 from rookery_evaluator.settings import EvaluatorSettings
 from rookery_shared import log
+from rookery_shared.metrics import serve_metrics
 from rookery_shared.types import REMOTE_ENGINE
 
 
@@ -16,6 +17,7 @@ def main() -> None:
     ).parse_args()
     settings = EvaluatorSettings()  # type: ignore[call-arg]  # its fields come from the environment
     log.configure(service="evaluator", level=settings.log_level, style=settings.log_format)
+    serve_metrics(settings.metrics_port)
     asyncio.run(_serve(settings))
 
 
@@ -36,7 +38,7 @@ async def _serve(settings: EvaluatorSettings) -> None:
         judging = make_engine(REMOTE_ENGINE, ModelSource(source=told.model), remote=told)
         judge = Judge(judging, max_new_tokens=told.max_new_tokens)
     evaluator = Evaluator(engine, open_cache(store, settings), judge=judge)
-    server = RpcServer([EvaluatorApi(evaluator).servicer()], address=settings.address)
+    server = RpcServer([EvaluatorApi(evaluator).servicer()], address=settings.address, settings=settings)
     await run_until_signalled([server], background=[engine.watch])
 
 

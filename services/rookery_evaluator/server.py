@@ -9,6 +9,7 @@ from rookery.v1.evaluator_service_pb2_grpc import EvaluatorServiceServicer, add_
 from rookery_evaluator.scoring import Evaluator, Item
 from rookery_shared.domains import DEFAULT_DOMAIN
 from rookery_shared.errors import InvalidField
+from rookery_shared.faults import Point, fault_point
 from rookery_shared.rpc.server import RpcContext, Servicer
 from rookery_shared.types import ANSWER_TOKENS
 from rookery_shared.wire import context_from_proto, retention_texts_from_proto
@@ -63,3 +64,4 @@ class EvaluatorApi(EvaluatorServiceServicer):
                     grades_after=dict(after.grades),
                 )
             yield response
+            fault_point(Point.SCORED)

@@ -8,6 +8,7 @@ import asyncio
 from rookery_shared import log
 from rookery_shared.jobs.queues import improve_queue
 from rookery_shared.jobs.worker import run_worker
+from rookery_shared.metrics import serve_metrics
 from rookery_shared.store.probing import open_store
 from rookery_teacher.settings import TeacherSettings
 
@@ -24,6 +25,7 @@ def main() -> None:
     settings = TeacherSettings()  # type: ignore[call-arg]  # its fields come from the environment
     if parser.parse_args().command == "serve":
         log.configure(service="teacher", level=settings.log_level, style=settings.log_format)
+        serve_metrics(settings.metrics_port)
         asyncio.run(_serve(settings))
     else:
         log.configure(service="trainer", level=settings.log_level, style=settings.log_format)
@@ -32,7 +34,7 @@ def main() -> None:
             settings,
             service="trainer",
             queues=(improve_queue(settings.profile),),
-            runner="rookery_teacher.trainer:build_runner",
+            runner="rookery_teacher.worker:build_runner",
             concurrency=1,
         )
 
@@ -52,7 +54,8 @@ async def _serve(settings: TeacherSettings) -> None:
     if active:
         await teacher.activate(active)
     api = TeacherApi(teacher, max_new_tokens=profile.limits.max_new_tokens)
-    await run_until_signalled([RpcServer([api.servicer()], address=settings.address)], background=[engine.watch])
+    server = RpcServer([api.servicer()], address=settings.address, settings=settings)
+    await run_until_signalled([server], background=[engine.watch])
 
 
 if __name__ == "__main__":

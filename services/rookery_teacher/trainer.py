@@ -1,23 +1,28 @@
-"""The teacher's trainer: makes the next policy from a round's self-edits, as the run's optimiser has chosen them."""
+"""The teacher's trainer: makes the next policy from a round's self-edits, as the run's optimiser has chosen them.
+
+In the process that owns the device.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from rookery.internal.v1 import job_service_pb2 as pb
 from rookery_shared import log
 from rookery_shared.errors import TrainingFailed
-from rookery_shared.jobs.runner import JobRunner, Lease
-from rookery_shared.jobs.worker import connect_runner
+from rookery_shared.jobs.lease import Lease
+from rookery_shared.jobs.runner import Handler
 from rookery_shared.types import LoraRecipe
 from rookery_shared.wire import examples_from_proto, gradient_from_proto, recipe_from_proto
 from rookery_teacher.settings import TeacherSettings
 from rookery_training.workshop import Order, Workshop
 
 
-def build_runner() -> JobRunner:
-    """Called in the worker process, which loads the model at its first job."""
+def build_handlers() -> Mapping[str, Handler]:
+    """Called in that process, which loads the model at its first job."""
     settings = TeacherSettings()  # type: ignore[call-arg]  # its fields come from the environment
     log.configure(service="trainer", level=settings.log_level, style=settings.log_format)
-    return connect_runner(settings, {"improve": Trainer(Workshop(settings)).improve})
+    return {"improve": Trainer(Workshop(settings)).improve}
 
 
 class Trainer:

@@ -120,6 +120,20 @@ class ObjectMissing(RookeryError):
     reason = "OBJECT_MISSING"
 
 
+class DatabaseUnavailable(RookeryError):
+    """The database cannot be reached, or takes too long. Whether the call has had its effect is unknown: repeat it."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "DATABASE_UNAVAILABLE"
+
+
+class MigrationBlocked(RookeryError):
+    """Somebody holds a table that a migration changes. Nothing has been changed; migrate again."""
+
+    code = StatusCode.ABORTED
+    reason = "MIGRATION_BLOCKED"
+
+
 class StoreUnusable(RookeryError):
     """The object store cannot do something that the service needs; the message says what."""
 
@@ -249,8 +263,58 @@ class EngineDead(RookeryError):
     reason = "ENGINE_DEAD"
 
 
+class AddressTaken(RookeryError):
+    """A server cannot listen where it was told to: most likely another one does."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "ADDRESS_TAKEN"
+
+
+class Overloaded(RookeryError):
+    """The server has as many calls in flight as it takes. Nothing was done; try again when it says."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+    reason = "OVERLOADED"
+    retry_seconds = 0.5
+
+
+class DeadlineExceeded(RookeryError):
+    """The call took longer than its caller, or the method where the caller said nothing, gives it."""
+
+    code = StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+
+class ShuttingDown(RookeryError):
+    """The server stops and has ended the call. Take it up with another one."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "SHUTTING_DOWN"
+
+
 class Cancelled(RookeryError):
     """Somebody cancelled the work."""
 
     code = StatusCode.CANCELLED
     reason = "CANCELLED"
+
+
+class Preempted(RookeryError):
+    """The job makes way, through no fault of its own: it is given back, and goes on elsewhere."""
+
+    code = StatusCode.ABORTED
+    reason = "PREEMPTED"
+
+
+class TrainerDied(RookeryError):
+    """The process that the job ran in died: of the job, of what ran beside it, or of the machine's needs."""
+
+    code = StatusCode.ABORTED
+    reason = "TRAINER_DIED"
+
+
+class TrainerNotStarted(RookeryError):
+    """The process that runs jobs ended before it could take one. No job is at fault; its log says what is."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "TRAINER_NOT_STARTED"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -19,8 +20,9 @@ from rookery.internal.v1 import job_service_pb2 as pb
 from rookery.v1 import model_service_pb2
 from rookery_engines.models import ModelSource, load_model
 from rookery_engines.sources import source_of
-from rookery_shared.errors import ModelNotLoadable, ObjectMissing
-from rookery_shared.jobs.runner import Lease
+from rookery_shared.errors import ModelNotLoadable, ObjectMissing, Preempted
+from rookery_shared.faults import Point, fault_point
+from rookery_shared.jobs.lease import Lease
 from rookery_shared.log import get_logger
 from rookery_shared.settings import TrainerSettings
 from rookery_shared.store.adapters import Origin, adapter_name, publish
@@ -79,7 +81,7 @@ class Workshop:
         finished = {order.key: made for order in orders if (made := bench.finished(order.key)) is not None}
         yield from finished.values()
         source = source_of(profile, self._settings)
-        with tempfile.TemporaryDirectory(prefix="rookery-train-") as folder:
+        with bench.left_in_order(), tempfile.TemporaryDirectory(prefix="rookery-train-") as folder:
             tasks = {
                 order.key: AdapterTask(
                     key=order.key,
@@ -153,6 +155,7 @@ class _Writer:
     def _write(self, key: str, data: bytes) -> None:
         try:
             self._store.write(key, data)
+            fault_point(Point.CHECKPOINTED)
         except Exception as error:  # training goes on without
             get_logger().warning("checkpoint not written", key=key, error=f"{type(error).__name__}: {error}")
         finally:
@@ -197,10 +200,23 @@ class _Bench:
         if last is None or last.done():
             self._writing[key] = self._writer.write(key, data)
 
+    @contextmanager
+    def left_in_order(self) -> Iterator[None]:
+        """What is being written is in the store before the job is given back."""
+        try:
+            yield
+        except Preempted:
+            self.settle()
+            raise
+
+    def settle(self) -> None:
+        """Wait for what is being written."""
+        for writing in [*self._writing.values()]:
+            writing.result()
+
     def clear(self) -> None:
         """Remove everything: the job has ended."""
-        for writing in self._writing.values():
-            writing.result()
+        self.settle()
         for key in [*self._store.keys(self._prefix)]:
             self._store.remove(key)
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from rookery.internal.v1 import job_service_pb2 as pb
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceServicer
-from rookery_coordinator import leases, outcomes, results, rounds
+from rookery_coordinator import integrity, leases, outcomes, results, rounds
 from rookery_coordinator.api.base import Units
 from rookery_coordinator.api.work import fill_work
 from rookery_coordinator.tables import Job
@@ -35,7 +35,7 @@ class JobApi(JobServiceServicer):
             )
             lease = Duration()
             lease.FromTimedelta(timedelta(seconds=self._lease_seconds))
-            response = pb.ClaimResponse(lease=lease, parent=job.parent)
+            response = pb.ClaimResponse(lease=lease, parent=job.parent, alone=leases.runs_alone(job))
             fill_work(session, job, response)
             return response
 
@@ -70,10 +70,19 @@ class JobApi(JobServiceServicer):
                 epoch=request.epoch,
                 failure=Failure(reason=request.reason, message=request.message),
                 retryable=request.retryable,
+                died=request.process_died,
             )
+            integrity.record_refusal(session, request.reason, request.message, request.metadata, by=request.job)
             return pb.FailResponse()
 
         return await self._units.write(fail)
+
+    async def Release(self, request: pb.ReleaseRequest, context: RpcContext) -> pb.ReleaseResponse:
+        def release(session: Session) -> pb.ReleaseResponse:
+            outcomes.release(session, request.job, epoch=request.epoch)
+            return pb.ReleaseResponse()
+
+        return await self._units.write(release)
 
 
 def _apply_for(request: pb.CompleteRequest) -> outcomes.Apply:

@@ -2,14 +2,16 @@
 
 Whatever goes wrong, the row decides. A claim that is refused means the message was a duplicate; a heartbeat that is
 refused, or that cannot be sent for as long as the lease lasts, means the job has another owner: the handler is told to
-stop at its next step, and nothing that it has done counts.
+stop at its next step, and nothing that it has done counts. A worker that is shut down gives its jobs back.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import grpc
 
@@ -17,14 +19,20 @@ from rookery.errors import CallFailed, RookeryError
 from rookery.internal.v1 import job_service_pb2 as pb
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
 from rookery.transport import call
-from rookery_shared.errors import Cancelled, JobNotQueued, StaleEpoch
+from rookery_shared.errors import Cancelled, JobNotQueued, Preempted, StaleEpoch, TrainerDied
+from rookery_shared.faults import Point, fault_point
+from rookery_shared.jobs.lease import KeptLease, Lease
 from rookery_shared.log import get_logger
 
 REPORT_SECONDS = 60.0
 """How long a result may take to reach a coordinator that is away."""
+RELEASE_SECONDS = 5.0
+"""How long giving a job back may take, of the little time that a worker has which must end."""
 
-Handler = Callable[[pb.ClaimResponse, "Lease"], pb.CompleteRequest]
+Handler = Callable[[pb.ClaimResponse, Lease], pb.CompleteRequest]
 """Does the work of a claim. Calls `lease.progress` between steps. Returns a request with its result set."""
+WorkerHandler = Callable[[pb.ClaimResponse, KeptLease], pb.CompleteRequest]
+"""A Handler, or one that has somebody else do the work and needs to know when the lease is extended."""
 
 _NOT_RETRYABLE = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -34,80 +42,33 @@ _NOT_RETRYABLE = {
 }
 
 
-class Lease:
-    """A claimed job's lease, kept alive by a thread while the handler works."""
-
-    def __init__(self, jobs: JobServiceStub, *, job: str, epoch: int, seconds: float) -> None:
-        self.job = job
-        self.epoch = epoch
-        self._jobs = jobs
-        self._seconds = seconds
-        self._ended = threading.Event()
-        self._stop: RookeryError | None = None
-        self._done, self._total = 0, 0
-        self._when_over: list[Callable[[], None]] = []
-        self._thread = threading.Thread(target=self._beat, name=f"lease {job}", daemon=True)
-
-    def __enter__(self) -> Lease:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def progress(self, done: int, total: int) -> None:
-        """Between two steps of work. Raises Cancelled or StaleEpoch if the work must stop now."""
-        self._done, self._total = done, total
-        if self._stop is not None:
-            raise self._stop
-
-    def stop(self, why: RookeryError) -> None:
-        """Have the handler raise this at its next step."""
-        self._stop = why
-
-    def when_over(self, action: Callable[[], None]) -> None:
-        """Have something done when the job has ended for good: what was kept for another attempt is needed no more."""
-        self._when_over.append(action)
-
-    def over(self) -> None:
-        """The job has ended for good. What is done now may fail without harm."""
-        for action in self._when_over:
-            try:
-                action()
-            except Exception as error:
-                get_logger().warning("could not tidy up", job=self.job, error=f"{type(error).__name__}: {error}")
-
-    def _beat(self) -> None:
-        interval = self._seconds / 3
-        renewed = time.monotonic()
-        while not self._ended.wait(interval):
-            request = pb.HeartbeatRequest(job=self.job, epoch=self.epoch, done=self._done, total=self._total)
-            try:
-                response = call(self._jobs.Heartbeat, request, seconds=interval)
-            except CallFailed as error:
-                if error.reason == StaleEpoch.reason or time.monotonic() - renewed > self._seconds - interval:
-                    self.stop(StaleEpoch(f"lost the lease of {self.job}: {error}", job=self.job))
-                    return
-            else:
-                renewed = time.monotonic()
-                if response.cancelled:
-                    self.stop(Cancelled(f"{self.job} was cancelled", job=self.job))
-                    return
-
-
 class JobRunner:
     """Runs jobs with the handlers of one worker, by the kind of work in the claim."""
 
-    def __init__(self, jobs: JobServiceStub, *, worker: str, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, jobs: JobServiceStub, *, worker: str, handlers: Mapping[str, WorkerHandler]) -> None:
         self._jobs = jobs
         self._worker = worker
         self._handlers = handlers
+        self._lock = threading.Lock()
+        self._leases: set[KeptLease] = set()
+        self._stopping: Preempted | None = None
+
+    def stop(self) -> None:
+        """Give back the jobs that run, each after its current step, and those that come."""
+        with self._lock:
+            self._stopping = Preempted("the worker is being shut down")
+            leases = [*self._leases]
+        get_logger().info("giving back jobs", jobs=[lease.job for lease in leases])
+        for lease in leases:
+            lease.stop(self._stopping)
 
     def run(self, job: str, epoch: int) -> None:
         """Never raises for a job that went wrong: that is reported, or left to the lease."""
         log = get_logger().bind(job=job, epoch=epoch)
-        request = pb.ClaimRequest(job=job, epoch=epoch, worker=self._worker)
+        # A name for each message: a second one that this worker gets is as much a duplicate as another worker's.
+        worker = f"{self._worker}/{uuid.uuid4().hex[:8]}"
+        request = pb.ClaimRequest(job=job, epoch=epoch, worker=worker)
+        started = time.monotonic()
         try:
             claim = call(self._jobs.Claim, request, seconds=REPORT_SECONDS, patient=True)
         except CallFailed as error:
@@ -116,29 +77,63 @@ class JobRunner:
             else:
                 log.info("duplicate message dropped", reason=error.reason)
             return
+        fault_point(Point.CLAIMED, job=job, epoch=epoch, worker=worker)
         kind = claim.WhichOneof("work") or ""
         log = log.bind(kind=kind, parent=claim.parent)
-        started = time.monotonic()
-        lease_seconds = claim.lease.ToTimedelta().total_seconds()
-        with Lease(self._jobs, job=job, epoch=epoch, seconds=lease_seconds) as lease:
+        seconds = claim.lease.ToTimedelta().total_seconds()
+        lease = KeptLease(self._jobs, job=job, epoch=epoch, seconds=seconds, since=started)
+        with self._known(lease), lease:
             try:
+                lease.check()
                 result = self._handlers[kind](claim, lease)
                 result.job, result.epoch = job, epoch
+                fault_point(Point.WORKED)
                 call(self._jobs.Complete, result, seconds=REPORT_SECONDS, patient=True)
-            except (StaleEpoch, Cancelled) as stopped:
-                log.info("stopped", reason=stopped.reason)
-                if isinstance(stopped, Cancelled):
-                    lease.over()
+                fault_point(Point.COMPLETED, job=job, epoch=epoch, worker=worker)
             except Exception as error:
-                self._report(error, lease)
+                self._ended_without_result(lease.stopped or error, lease)
             else:
                 lease.over()
                 log.info("done", seconds=round(time.monotonic() - started, 3))
 
-    def _report(self, error: Exception, lease: Lease) -> None:
-        if isinstance(error, CallFailed) and error.reason == StaleEpoch.reason:
-            get_logger().info("result refused", job=lease.job, epoch=lease.epoch)
-            return
+    @contextmanager
+    def _known(self, lease: KeptLease) -> Iterator[None]:
+        """Among those that are stopped when the worker is."""
+        with self._lock:
+            self._leases.add(lease)
+            stopping = self._stopping
+        if stopping is not None:
+            lease.stop(stopping)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._leases.discard(lease)
+
+    def _ended_without_result(self, why: Exception, lease: KeptLease) -> None:
+        match why:
+            case Preempted():
+                self._release(lease)
+            case Cancelled():
+                get_logger().info("stopped", job=lease.job, epoch=lease.epoch, reason=why.reason)
+                lease.over()
+            case StaleEpoch():
+                get_logger().info("stopped", job=lease.job, epoch=lease.epoch, reason=why.reason)
+            case CallFailed(reason=StaleEpoch.reason):
+                get_logger().info("result refused", job=lease.job, epoch=lease.epoch)
+            case _:
+                self._report(why, lease)
+
+    def _release(self, lease: KeptLease) -> None:
+        request = pb.ReleaseRequest(job=lease.job, epoch=lease.epoch)
+        try:
+            call(self._jobs.Release, request, seconds=RELEASE_SECONDS, patient=True)
+        except CallFailed as failure:
+            get_logger().warning("could not give back; the lease will run out", job=lease.job, reason=failure.reason)
+        else:
+            get_logger().info("given back", job=lease.job, epoch=lease.epoch)
+
+    def _report(self, error: Exception, lease: KeptLease) -> None:
         known = isinstance(error, RookeryError)
         get_logger().warning(
             "job failed", job=lease.job, epoch=lease.epoch, exc_info=None if known else error, error=str(error)
@@ -149,9 +144,11 @@ class JobRunner:
             reason=error.reason if isinstance(error, RookeryError) else "INTERNAL",
             message=str(error) if isinstance(error, RookeryError) else f"{type(error).__name__}: {error}",
             retryable=not (isinstance(error, RookeryError) and error.code in _NOT_RETRYABLE),
+            process_died=isinstance(error, TrainerDied),
         )
         try:
             call(self._jobs.Fail, request, seconds=REPORT_SECONDS, patient=True)
+            fault_point(Point.FAILED, job=lease.job, epoch=lease.epoch)
             if not request.retryable:
                 lease.over()
         except CallFailed as failure:

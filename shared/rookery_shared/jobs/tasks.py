@@ -14,8 +14,8 @@ _lock = threading.Lock()
 _runner: JobRunner | None = None
 
 
-def _process_runner() -> JobRunner:
-    """This process's runner, built at its first job: models are loaded in the process that uses them."""
+def process_runner() -> JobRunner:
+    """This process's runner, built when it is first asked for."""
     global _runner  # noqa: PLW0603  # one a process, and Celery has no other place for it
     with _lock:
         if _runner is None:
@@ -25,4 +25,4 @@ def _process_runner() -> JobRunner:
 
 @shared_task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]  # Celery has no types
 def run_job(*, job: str, epoch: int) -> None:
-    _process_runner().run(job, epoch)
+    process_runner().run(job, epoch)

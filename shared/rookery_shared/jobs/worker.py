@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import queue
 import socket
+import threading
 import uuid
 from collections.abc import Mapping
+
+from celery import signals
 
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
 from rookery.transport import open_channel
 from rookery_shared import log
 from rookery_shared.jobs.queues import make_app
-from rookery_shared.jobs.runner import Handler, JobRunner
+from rookery_shared.jobs.runner import JobRunner, WorkerHandler
+from rookery_shared.jobs.tasks import process_runner
 from rookery_shared.settings import ServiceSettings
 
 
-def connect_runner(settings: ServiceSettings, handlers: Mapping[str, Handler]) -> JobRunner:
+def connect_runner(settings: ServiceSettings, handlers: Mapping[str, WorkerHandler]) -> JobRunner:
     """A runner that claims from the coordinator in the settings. Each has a name of its own, for its claims."""
     jobs = JobServiceStub(open_channel(settings.job_service_target))
     worker = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
@@ -30,20 +35,38 @@ def run_worker(
     runner: str,
     concurrency: int,
 ) -> None:
-    """Consume until a signal. `runner` is "module:function", called once, at the first job, to build its JobRunner.
+    """Consume until a signal; then give back the jobs that run. `runner` is the "module:function" that builds it.
 
-    Jobs of one process run in threads: they wait for remote answers, or for the one thread that owns the device.
+    Jobs run in threads: they wait for remote answers, or for the process that owns the device.
     """
-    log.configure(service=service, level=settings.log_level, style=settings.log_format)
-    app = make_app(broker_url=settings.broker_url, queues=queues, runner=runner)
+
+    def configure_log(**_: object) -> None:
+        """Also in place of what Celery would do, which is not asked."""
+        log.configure(service=service, level=settings.log_level, style=settings.log_format)
+
+    configure_log()
+    signals.setup_logging.connect(configure_log)
+    app = make_app(broker_url=settings.broker_url, queues=queues, runner=runner, slots=concurrency)
+    _give_back_at_shutdown()
     app.worker_main(
         [
             "worker",
-            "--pool=threads",
-            f"--concurrency={concurrency}",
             f"--hostname={service}-{uuid.uuid4().hex[:8]}@%h",
             "--without-gossip",
             "--without-mingle",
+            "--without-heartbeat",
             "--loglevel=WARNING",
         ]
     )
+
+
+def _give_back_at_shutdown() -> None:
+    """The signal's handler may interrupt anything, so it only wakes a thread. Celery then waits for the jobs to end."""
+    told: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def wait() -> None:
+        told.get()
+        process_runner().stop()
+
+    threading.Thread(target=wait, name="shutdown", daemon=True).start()
+    signals.worker_shutting_down.connect(lambda **_: told.put(None), weak=False)

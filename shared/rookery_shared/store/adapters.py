@@ -18,7 +18,9 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from rookery_shared.admission import admit, open_regular
-from rookery_shared.errors import AdapterCorrupt, AdapterRefused
+from rookery_shared.errors import AdapterCorrupt, AdapterRefused, ObjectMissing
+from rookery_shared.faults import Point, fault_point
+from rookery_shared.metrics import ADAPTER_PUBLISHES, ADAPTERS_REFUSED
 from rookery_shared.peft_format import CONFIG, WEIGHTS
 from rookery_shared.settings import CACHE_BYTES
 from rookery_shared.store.base import ObjectStore
@@ -86,13 +88,29 @@ def publish(store: ObjectStore, folder: Path, origin: Origin) -> Manifest:
 
     Only the two files of `FILES` are taken. Raises AdapterRefused if they are not those of a plain LoRA adapter.
     """
+    result = "failed"
+    try:
+        manifest = _publish(store, folder, origin)
+        result = "published"
+    except AdapterRefused:
+        result = "refused"
+        raise
+    finally:
+        ADAPTER_PUBLISHES.labels(result=result).inc()
+    return manifest
+
+
+def _publish(store: ObjectStore, folder: Path, origin: Origin) -> Manifest:
     admit(folder, name=f"the adapter of job {origin.job}", rank=origin.rank)
     files = tuple(_entry(folder / name) for name in FILES)
     manifest = Manifest(files=files, **asdict(origin))
     name = adapter_name(manifest.digest)
+    fault_point(Point.PUBLISHING)
     for entry in files:
         store.upload(folder / entry.name, f"{name}/{entry.name}")
+        fault_point(Point.FILE_STORED)
     store.write(f"{name}/{MANIFEST}", manifest.encoded())
+    fault_point(Point.PUBLISHED, adapter=name, job=origin.job, epoch=origin.epoch)
     return manifest
 
 
@@ -140,8 +158,12 @@ class AdapterCache:
         Raises ObjectMissing if the store lacks it, AdapterCorrupt if its bytes do not verify, AdapterRefused if they
         are not those of a plain LoRA adapter.
         """
-        manifest = read_manifest(self._store, name)
-        hold = self._held(manifest) or self._download(name, manifest)
+        try:
+            manifest = read_manifest(self._store, name)
+            hold = self._held(manifest) or self._download(name, manifest)
+        except (AdapterCorrupt, AdapterRefused, ObjectMissing) as error:
+            ADAPTERS_REFUSED.labels(reason=error.reason).inc()
+            raise
         self._copies.tidy()
         return CachedAdapter(folder=self._copies.folder / manifest.digest, manifest=manifest, hold=hold)
 

@@ -56,6 +56,11 @@ class JobServiceStub(object):
                 request_serializer=rookery_dot_internal_dot_v1_dot_job__service__pb2.FailRequest.SerializeToString,
                 response_deserializer=rookery_dot_internal_dot_v1_dot_job__service__pb2.FailResponse.FromString,
                 _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/rookery.internal.v1.JobService/Release',
+                request_serializer=rookery_dot_internal_dot_v1_dot_job__service__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=rookery_dot_internal_dot_v1_dot_job__service__pb2.ReleaseResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer(object):
@@ -91,6 +96,14 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Release(self, request, context):
+        """Gives a job back that its worker has to leave, through no fault of the job: it is queued again at once, and the
+        attempt does not count.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +126,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.Fail,
                     request_deserializer=rookery_dot_internal_dot_v1_dot_job__service__pb2.FailRequest.FromString,
                     response_serializer=rookery_dot_internal_dot_v1_dot_job__service__pb2.FailResponse.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=rookery_dot_internal_dot_v1_dot_job__service__pb2.ReleaseRequest.FromString,
+                    response_serializer=rookery_dot_internal_dot_v1_dot_job__service__pb2.ReleaseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -225,6 +243,33 @@ class JobService(object):
             '/rookery.internal.v1.JobService/Fail',
             rookery_dot_internal_dot_v1_dot_job__service__pb2.FailRequest.SerializeToString,
             rookery_dot_internal_dot_v1_dot_job__service__pb2.FailResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rookery.internal.v1.JobService/Release',
+            rookery_dot_internal_dot_v1_dot_job__service__pb2.ReleaseRequest.SerializeToString,
+            rookery_dot_internal_dot_v1_dot_job__service__pb2.ReleaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

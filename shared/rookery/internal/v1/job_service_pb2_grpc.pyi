@@ -43,6 +43,10 @@ class JobServiceStub:
     """Ends a job with its result. Repeating it is harmless."""
     Fail: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.FailRequest, _job_service_pb2.FailResponse]
     """Ends an attempt without a result."""
+    Release: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ReleaseRequest, _job_service_pb2.ReleaseResponse]
+    """Gives a job back that its worker has to leave, through no fault of the job: it is queued again at once, and the
+    attempt does not count.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -59,6 +63,10 @@ class JobServiceAsyncStub(JobServiceStub):
     """Ends a job with its result. Repeating it is harmless."""
     Fail: _aio.UnaryUnaryMultiCallable[_job_service_pb2.FailRequest, _job_service_pb2.FailResponse]  # type: ignore[assignment]
     """Ends an attempt without a result."""
+    Release: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ReleaseRequest, _job_service_pb2.ReleaseResponse]  # type: ignore[assignment]
+    """Gives a job back that its worker has to leave, through no fault of the job: it is queued again at once, and the
+    attempt does not count.
+    """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Jobs and their leases. Every call after Claim names the epoch it was claimed with; FAILED_PRECONDITION with the reason
@@ -96,5 +104,15 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.FailResponse, _abc.Awaitable[_job_service_pb2.FailResponse]]:
         """Ends an attempt without a result."""
+
+    @_abc_1.abstractmethod
+    def Release(
+        self,
+        request: _job_service_pb2.ReleaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ReleaseResponse, _abc.Awaitable[_job_service_pb2.ReleaseResponse]]:
+        """Gives a job back that its worker has to leave, through no fault of the job: it is queued again at once, and the
+        attempt does not count.
+        """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,66 @@
+"""A server's process: started, waited for, frozen, killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+class ServerProcess:
+    """A program in a process group of its own, so that nothing of it outlives the test."""
+
+    def __init__(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:
+        self._log = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        """To every process of its group."""
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return
+
+    def end(self, number: signal.Signals = signal.SIGTERM, *, seconds: float = 30.0) -> int:
+        """Signal it and wait; SIGKILL if it takes too long. Returns its exit code."""
+        self.send(number)
+        self.send(signal.SIGCONT)
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.send(signal.SIGKILL)
+            return self._process.wait()
+        finally:
+            self.send(signal.SIGKILL)  # what it may have left behind
+
+    def wait_for_port(self, port: int, *, seconds: float = 60.0) -> None:
+        """Until it listens on the loopback. Raises TimeoutError, with the end of its log."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.alive:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+            except OSError:
+                time.sleep(0.1)
+            else:
+                return
+        raise TimeoutError(f"nothing listens on {port}:\n{self._log.read_text()[-2000:]}")
