@@ -58,7 +58,14 @@ class Light:
 
     # --- processes ------------------------------------------------------------------------------------------------
 
-    def start_worker(self, *, slots: int = 1, broker_url: str = "", **settings: Any) -> Worker:
+    def start_worker(
+        self,
+        *,
+        slots: int = 1,
+        broker_url: str = "",
+        module: str = "tests.requirements.light_worker",
+        **settings: Any,
+    ) -> Worker:
         """`settings` are those of the light worker, without its prefix."""
         number, port = len(self.processes), free_port()
         log = self.folder / f"worker-{number}.log"
@@ -69,18 +76,19 @@ class Light:
             "ROOKERY_BROKER_URL": broker_url or self.broker_url,
             "ROOKERY_METRICS_PORT": str(port),
         }
-        argv = [sys.executable, "-m", "tests.requirements.light_worker"]
+        argv = [sys.executable, "-m", module]
         self.processes.append(ServerProcess(argv, log=log, env=environment))
         return Worker(process=self.processes[-1], log=log, metrics_port=port)
 
     # --- jobs -----------------------------------------------------------------------------------------------------
 
-    def submit(self, *seconds: float) -> list[str]:
-        """A job for each duration. Returns their ids."""
+    def submit(self, *what: float | str) -> list[str]:
+        """A job for each duration, or for each title. Returns their ids."""
         jobs = []
-        for each in seconds:
+        for each in what:
             with self.database.write() as session:
-                context = Context(title=f"{each} seconds", passage="Zzz.")
+                title = each if isinstance(each, str) else f"{each} seconds"
+                context = Context(title=title, passage="Zzz.")
                 adaptation = submissions.create_adaptation(
                     session, teacher=TEACHER, student=STUDENT, plan=PLAN, context=context
                 )
@@ -136,13 +144,15 @@ def start_light(folder: Path, broker_url: str, **settings: Any) -> Iterator[Ligh
     database = Database(f"sqlite:///{folder}/rookery.db")
     migrate(database)
     make_profiles(database)
+    address = f"127.0.0.1:{free_port()}"
     environment = {
         **{f"ROOKERY_{name.upper()}": str(value) for name, value in settings.items()},
         "ROOKERY_BROKER_URL": broker_url,
         "ROOKERY_DATABASE_URL": f"sqlite:///{folder}/rookery.db",
         "ROOKERY_STORE_URL": f"file://{folder}/objects",
         "ROOKERY_CACHE_FOLDER": f"{folder}/cache",
-        "ROOKERY_ADDRESS": f"127.0.0.1:{free_port()}",
+        "ROOKERY_ADDRESS": address,
+        "ROOKERY_COORDINATOR_TARGET": address,
         "ROOKERY_JOB_ADDRESS": f"unix:{folder}/jobs.sock",
         "ROOKERY_JOB_SERVICE_TARGET": f"unix:{folder}/jobs.sock",
         "ROOKERY_LIGHT_JOURNAL": str(folder / "journal"),
@@ -152,7 +162,7 @@ def start_light(folder: Path, broker_url: str, **settings: Any) -> Iterator[Ligh
     argv = [sys.executable, "-m", "rookery_coordinator", "serve"]
     light.processes.append(ServerProcess(argv, log=folder / "coordinator.log", env=environment))
     try:
-        wait_until_serving(environment["ROOKERY_ADDRESS"])
+        wait_until_serving(address)
         yield light
     finally:
         for process in light.processes[::-1]:

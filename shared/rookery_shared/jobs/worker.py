@@ -39,7 +39,13 @@ def run_worker(
 
     Jobs run in threads: they wait for remote answers, or for the process that owns the device.
     """
-    log.configure(service=service, level=settings.log_level, style=settings.log_format)
+
+    def configure_log(**_: object) -> None:
+        """Also in place of what Celery would do, which is not asked."""
+        log.configure(service=service, level=settings.log_level, style=settings.log_format)
+
+    configure_log()
+    signals.setup_logging.connect(configure_log)
     app = make_app(broker_url=settings.broker_url, queues=queues, runner=runner, slots=concurrency)
     _give_back_at_shutdown()
     app.worker_main(

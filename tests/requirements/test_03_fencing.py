@@ -1,0 +1,121 @@
+"""3. A worker that stood still past its lease finds the job another's: nothing that it does counts, and it stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from rookery.errors import CallFailed
+from rookery.internal.v1 import job_service_pb2 as pb
+from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
+from rookery.transport import call, open_channel
+from rookery_coordinator.tables import Job
+from tests.requirements.conftest import LEASE_SECONDS
+from tests.requirements.isolation import isolated_worker, process_of, runs, steps
+from tests.requirements.light import SELF_EDITS, Light, Worker, until
+from tests.requirements.removal import Removal
+
+REMOVALS = [
+    Removal(
+        what="writes are of the epoch that runs",
+        file="services/rookery_coordinator/leases.py",
+        old="    if job.epoch != epoch or job.state is not JobState.RUNNING:",
+        new="    if job.state is not JobState.RUNNING:",
+        test="test_no_call_of_an_older_epoch_changes_anything[complete]",
+    ),
+    Removal(
+        what="training stops by itself if its worker says nothing",
+        file="shared/rookery_shared/jobs/lease.py",
+        old="        if time.monotonic() >= self.until:",
+        new="        if False:",
+        test="test_training_stops_by_itself_if_its_worker_stands_still",
+    ),
+]
+
+
+@contextmanager
+def stopped(*pids: int) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def claimed(light: Light, job: str, worker: Worker) -> int:
+    """Waits until the worker's process has begun with the job. Returns the process."""
+    until(lambda: light.starts(job), seconds=30, what="the first worker begins")
+    pid = process_of(light, job)
+    assert pid != worker.process.pid
+    return pid
+
+
+def test_a_worker_that_slept_past_its_lease_changes_nothing_and_stops(light: Light) -> None:
+    with isolated_worker(light) as sleeper:
+        [job] = light.submit("1 seconds")
+        process = claimed(light, job, sleeper)
+        with stopped(sleeper.process.pid, process):
+            with isolated_worker(light):
+                light.finish([job], seconds=30)
+            before = light.self_edits()
+        woken = time.time()
+        until(lambda: not runs(process) or light.journal("stopped"), seconds=5, what="it stops")
+        assert len(steps(light, job, epoch=1, after=woken)) <= 1, "it was in the middle of one"
+        assert light.self_edits() == before == SELF_EDITS
+        assert light.epochs([job]) == [2]
+        light.finish(light.submit("0 seconds"), seconds=30)  # it is as good as before
+
+
+def test_training_stops_by_itself_if_its_worker_stands_still(light: Light) -> None:
+    with isolated_worker(light) as sleeper:
+        [job] = light.submit("20 seconds")
+        claimed(light, job, sleeper)
+        with stopped(sleeper.process.pid):
+            now = time.time()
+            until(
+                lambda: any(entry["job"] == job for entry in light.journal("stopped")),
+                seconds=LEASE_SECONDS + 2.0,
+                what="it stops",
+            )
+            [entry] = [entry for entry in light.journal("stopped") if entry["job"] == job]
+            assert entry["why"] == "StaleEpoch"
+            assert entry["time"] < now + LEASE_SECONDS
+
+
+@pytest.mark.parametrize("kind", ["heartbeat", "complete", "fail", "release", "claim"])
+def test_no_call_of_an_older_epoch_changes_anything(light: Light, kind: str) -> None:
+    """While the job runs under the next one."""
+    [job] = light.submit("0 seconds")
+    with open_channel(light.environment["ROOKERY_JOB_SERVICE_TARGET"]) as channel:
+        stub = JobServiceStub(channel)  # type: ignore[no-untyped-call]
+        call(stub.Claim, pb.ClaimRequest(job=job, epoch=1, worker="old"))
+        call(stub.Release, pb.ReleaseRequest(job=job, epoch=1))
+        call(stub.Claim, pb.ClaimRequest(job=job, epoch=2, worker="new"))
+        before = row(light, job)
+        with pytest.raises(CallFailed) as refused:
+            match kind:
+                case "heartbeat":
+                    call(stub.Heartbeat, pb.HeartbeatRequest(job=job, epoch=1))
+                case "complete":
+                    call(stub.Complete, pb.CompleteRequest(job=job, epoch=1, activated=pb.Activated()))
+                case "fail":
+                    call(stub.Fail, pb.FailRequest(job=job, epoch=1, reason="R", retryable=True))
+                case "release":
+                    call(stub.Release, pb.ReleaseRequest(job=job, epoch=1))
+                case "claim":
+                    call(stub.Claim, pb.ClaimRequest(job=job, epoch=1, worker="old"))
+        assert refused.value.reason == "STALE_EPOCH"
+        assert row(light, job) == before
+
+
+def row(light: Light, job: str) -> dict[str, object]:
+    with light.database.read() as session:
+        kept = session.get_one(Job, job)
+        return {column.name: getattr(kept, column.name) for column in Job.__table__.columns}
