@@ -1,11 +1,13 @@
 """A light worker that has a process of its own do its jobs, as those have that train.
 
 A job does for some seconds what its context's title says: "3 seconds" takes steps, "1 kills" then kills its process,
-"9 hangs" takes no step, "2 hangs first" does so at its first attempt only, "0 calls" makes calls of its own.
+"9 hangs" has the whole process stand still, "2 hangs first" does so at its first attempt only, "0 calls" then makes
+calls of its own.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -76,11 +78,12 @@ class Doer:
         return pb.CompleteRequest(generated=pb.Generated(items=items))
 
     def _pass(self, seconds: float, lease: Lease, *, hangs: bool) -> None:
+        if hangs:
+            ctypes.PyDLL(None).sleep(int(seconds))  # as a driver's call does that keeps Python's lock
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if not hangs:
-                lease.progress(0, 1)
-                self._note("step", lease)
+            lease.progress(0, 1)
+            self._note("step", lease)
             time.sleep(STEP_SECONDS)
 
     def _call(self) -> int:

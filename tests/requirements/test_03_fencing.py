@@ -99,18 +99,16 @@ def test_no_call_of_an_older_epoch_changes_anything(light: Light, kind: str) -> 
         call(stub.Release, pb.ReleaseRequest(job=job, epoch=1))
         call(stub.Claim, pb.ClaimRequest(job=job, epoch=2, worker="new"))
         before = row(light, job)
+        late = {
+            "heartbeat": (stub.Heartbeat, pb.HeartbeatRequest(job=job, epoch=1)),
+            "complete": (stub.Complete, pb.CompleteRequest(job=job, epoch=1, activated=pb.Activated())),
+            "fail": (stub.Fail, pb.FailRequest(job=job, epoch=1, reason="R", retryable=True)),
+            "release": (stub.Release, pb.ReleaseRequest(job=job, epoch=1)),
+            "claim": (stub.Claim, pb.ClaimRequest(job=job, epoch=1, worker="old")),
+        }
+        method, request = late[kind]
         with pytest.raises(CallFailed) as refused:
-            match kind:
-                case "heartbeat":
-                    call(stub.Heartbeat, pb.HeartbeatRequest(job=job, epoch=1))
-                case "complete":
-                    call(stub.Complete, pb.CompleteRequest(job=job, epoch=1, activated=pb.Activated()))
-                case "fail":
-                    call(stub.Fail, pb.FailRequest(job=job, epoch=1, reason="R", retryable=True))
-                case "release":
-                    call(stub.Release, pb.ReleaseRequest(job=job, epoch=1))
-                case "claim":
-                    call(stub.Claim, pb.ClaimRequest(job=job, epoch=1, worker="old"))
+            call(method, request)
         assert refused.value.reason == "STALE_EPOCH"
         assert row(light, job) == before
 

@@ -60,5 +60,5 @@ def test_training_has_stopped_before_the_lease_ends(light: Light, how: str) -> N
             assert database_now(light) < lease_until
             stopped = time.time()
         light.finish([job], seconds=30)
-        assert not [step for step in steps(light, job, epoch=1, after=stopped)]
+        assert not steps(light, job, epoch=1, after=stopped)
         assert light.starts(job) == 2

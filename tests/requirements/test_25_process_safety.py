@@ -35,11 +35,11 @@ REMOVALS = [
         test="test_workers_load_no_torch[trainer]",
     ),
     Removal(
-        what="the process ends with its worker",
+        what="the process ends with its worker, even if it is stuck",
         file="shared/rookery_shared/jobs/child.py",
-        old="            os._exit(0)  # nobody wants what the threads are doing",
-        new="            continue",
-        test="test_the_process_ends_with_its_worker",
+        old='    if sys.platform == "linux":',
+        new="    if False:",
+        test="test_the_process_ends_with_its_worker[hangs]",
     ),
     Removal(
         what="a port has one server",
@@ -71,7 +71,7 @@ def test_workers_load_no_torch(name: str) -> None:
 
 
 def test_calls_are_made_beside_a_worker_that_makes_calls(light: Light) -> None:
-    """The worker beats and reports; the process that it started makes calls of its own, through a channel of its own."""
+    """The worker beats and reports; the process that it has started makes calls through a channel of its own."""
     with isolated_worker(light) as worker:
         [job] = light.submit("0 calls")
         light.finish([job], seconds=60)

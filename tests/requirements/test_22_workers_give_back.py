@@ -1,0 +1,138 @@
+"""22, for workers: told to end, one gives its jobs back with what they have come to, and ends within seconds."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from sqlalchemy import select
+
+from rookery_coordinator import submissions
+from rookery_coordinator.tables import Job, Profile
+from rookery_coordinator.types import JobKind, JobState
+from rookery_shared.types import Context, LoraRecipe, Question, Schedule
+from tests.bench.shapes import TINY
+from tests.integration.worlds import STUDENT, TEACHER
+from tests.requirements.isolation import isolated_worker, job_row
+from tests.requirements.light import PLAN, Light, until
+from tests.requirements.removal import Removal
+from tests.servers.processes import ServerProcess
+
+SECONDS = 15.0
+"""Half of what a machine gives that is taken away."""
+EPOCHS = 300
+
+REMOVALS = [
+    Removal(
+        what="workers give back when they are told to end",
+        file="shared/rookery_shared/jobs/worker.py",
+        old="    signals.worker_shutting_down.connect(lambda **_: told.put(None), weak=False)",
+        new="    pass",
+        test="test_a_student_that_is_told_to_end_leaves_its_checkpoints_to_the_next",
+    ),
+    Removal(
+        what="giving back counts as no attempt",
+        file="services/rookery_coordinator/leases.py",
+        old="    requeue(session, own(session, job_id, epoch=epoch), delay=0.0)",
+        new="    retry(session, own(session, job_id, epoch=epoch))",
+        test="test_a_stuck_job_is_given_back_as_well",
+    ),
+    Removal(
+        what="calls to others end when the job must stop",
+        file="services/rookery_coordinator/worker.py",
+        old="        lease.when_stopped(started.cancel)\n",
+        new="",
+        test="test_the_coordinators_worker_does_not_wait_for_answers",
+    ),
+]
+
+
+@contextmanager
+def service(light: Light, *argv: str, **settings: str) -> Iterator[tuple[ServerProcess, Path]]:
+    """A process of the product's own, and its log."""
+    log = light.folder / f"{argv[0]}-{len(light.processes)}.log"
+    environment = {**light.environment, **{f"ROOKERY_{name.upper()}": value for name, value in settings.items()}}
+    process = ServerProcess([sys.executable, "-m", *argv], log=log, env=environment)
+    light.processes.append(process)
+    try:
+        yield process, log
+    finally:
+        process.end(signal.SIGKILL)
+
+
+def ends(process: ServerProcess) -> None:
+    """By SIGTERM, in time and in order."""
+    began = time.monotonic()
+    assert process.end(signal.SIGTERM) == 0
+    assert time.monotonic() - began < SECONDS
+
+
+def train_job(light: Light, parent: str) -> Job | None:
+    with light.database.read() as session:
+        return session.scalars(select(Job).where(Job.parent == parent, Job.kind == JobKind.TRAIN)).one_or_none()
+
+
+def checkpoints(light: Light, job: str) -> dict[str, int]:
+    """Whole epochs in each checkpoint of a job, by the adapter's key."""
+    folder = light.folder / "objects" / "unfinished" / job
+    return {path.stem: epochs_in(path) for path in folder.glob("[!.]*.safetensors")}
+
+
+def epochs_in(path: Path) -> int:
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return int(json.loads(header["__metadata__"]["rookery"])["progress"]["epochs"])
+
+
+def test_a_student_that_is_told_to_end_leaves_its_checkpoints_to_the_next(light: Light) -> None:
+    recipe = LoraRecipe(rank=4, alpha=8, epochs=EPOCHS, schedule=Schedule.CONSTANT)
+    with light.database.write() as session:
+        session.get_one(Profile, STUDENT).source = str(TINY)
+        parent = submissions.create_adaptation(
+            session,
+            teacher=TEACHER,
+            student=STUDENT,
+            plan=replace(PLAN, student_recipe=recipe),
+            context=Context(title="0 seconds", passage="Zzz.", questions=(Question(question="q?", answer="a"),)),
+        ).name
+    settings = {"profile": STUDENT, "checkpoint_seconds": "0.2", "torch_threads": "1"}
+    with isolated_worker(light):
+        until(lambda: train_job(light, parent), seconds=30, what="there is something to train")
+    job = train_job(light, parent)
+    assert job is not None
+    with service(light, "rookery_student", **settings) as (first, _):
+        until(lambda: len(checkpoints(light, job.id)) == len(job.scope), seconds=60, what="checkpoints")
+        ends(first)
+    given_back = job_row(light, job.id)
+    assert (given_back.state, given_back.epoch, given_back.attempts) == (JobState.QUEUED, 2, 0)
+    left = checkpoints(light, job.id)
+    with service(light, "rookery_student", **settings) as (_, log):
+        until(lambda: job_row(light, job.id).state is JobState.SUCCEEDED, seconds=90, what="the next one finishes")
+        gone_on = re.findall(rf"(\w+) goes on after epoch (\d+) of {EPOCHS}", log.read_text())
+        assert {key: int(epoch) for key, epoch in gone_on} == left
+
+
+def test_a_stuck_job_is_given_back_as_well(light: Light) -> None:
+    with isolated_worker(light, stop_seconds=1.0) as worker:
+        [job] = light.submit("20 hangs first")
+        until(lambda: light.starts(job), seconds=30, what="it begins")
+        ends(worker.process)
+    row = job_row(light, job)
+    assert (row.state, row.epoch, row.attempts) == (JobState.QUEUED, 2, 0)
+
+
+def test_the_coordinators_worker_does_not_wait_for_answers(light: Light) -> None:
+    nobody = f"unix:{light.folder}/nobody.sock"
+    with service(light, "rookery_coordinator", "worker", teacher_target=nobody) as (worker, _):
+        [job] = light.submit("0 seconds")
+        until(lambda: light.states([job]) == [JobState.RUNNING], seconds=30, what="it begins")
+        ends(worker)
+    row = job_row(light, job)
+    assert (row.state, row.epoch, row.attempts) == (JobState.QUEUED, 2, 0)
