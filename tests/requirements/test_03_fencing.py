@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -94,12 +95,12 @@ def test_no_call_of_an_older_epoch_changes_anything(light: Light, kind: str) -> 
     """While the job runs under the next one."""
     [job] = light.submit("0 seconds")
     with open_channel(light.environment["ROOKERY_JOB_SERVICE_TARGET"]) as channel:
-        stub = JobServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub = JobServiceStub(channel)
         call(stub.Claim, pb.ClaimRequest(job=job, epoch=1, worker="old"))
         call(stub.Release, pb.ReleaseRequest(job=job, epoch=1))
         call(stub.Claim, pb.ClaimRequest(job=job, epoch=2, worker="new"))
         before = row(light, job)
-        late = {
+        late: dict[str, tuple[Any, Any]] = {
             "heartbeat": (stub.Heartbeat, pb.HeartbeatRequest(job=job, epoch=1)),
             "complete": (stub.Complete, pb.CompleteRequest(job=job, epoch=1, activated=pb.Activated())),
             "fail": (stub.Fail, pb.FailRequest(job=job, epoch=1, reason="R", retryable=True)),
