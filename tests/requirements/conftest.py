@@ -9,7 +9,7 @@ import pytest
 from tests.requirements.light import Light, start_light
 from tests.servers.redis import RedisServer
 
-LEASE_SECONDS = 3.0
+LEASE_SECONDS = 6.0
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def stopped(*pids: int) -> Iterator[None]:
 
 def claimed(light: Light, job: str, worker: Worker) -> int:
     """Waits until the worker's process has begun with the job. Returns the process."""
-    until(lambda: light.starts(job), seconds=30, what="the first worker begins")
+    until(lambda: light.starts(job), seconds=60, what="the first worker begins")
     pid = process_of(light, job)
     assert pid != worker.process.pid
     return pid
@@ -60,18 +60,18 @@ def claimed(light: Light, job: str, worker: Worker) -> int:
 
 def test_a_worker_that_slept_past_its_lease_changes_nothing_and_stops(light: Light) -> None:
     with isolated_worker(light) as sleeper:
-        [job] = light.submit("1 seconds")
+        [job] = light.submit("2 seconds")
         process = claimed(light, job, sleeper)
         with stopped(sleeper.process.pid, process):
             with isolated_worker(light):
-                light.finish([job], seconds=30)
+                light.finish([job], seconds=60)
             before = light.self_edits()
         woken = time.time()
         until(lambda: not runs(process) or light.journal("stopped"), seconds=5, what="it stops")
         assert len(steps(light, job, epoch=1, after=woken)) <= 1, "it was in the middle of one"
         assert light.self_edits() == before == SELF_EDITS
         assert light.epochs([job]) == [2]
-        light.finish(light.submit("0 seconds"), seconds=30)  # it is as good as before
+        light.finish(light.submit("0 seconds"), seconds=60)  # it is as good as before
 
 
 def test_training_stops_by_itself_if_its_worker_stands_still(light: Light) -> None:

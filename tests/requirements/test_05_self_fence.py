@@ -47,7 +47,7 @@ def test_training_has_stopped_before_the_lease_ends(light: Light, how: str) -> N
     """Whether it takes steps or is stuck in one. Then somebody else may have the job, and finishes it."""
     with isolated_worker(light, stop_seconds=60.0):
         [job] = light.submit(f"4 {how}")
-        until(lambda: light.starts(job), seconds=30, what="it begins")
+        until(lambda: light.starts(job), seconds=60, what="it begins")
         process = process_of(light, job)
         with silent_coordinator(light):
             lease_until = job_row(light, job).lease_until
@@ -59,6 +59,6 @@ def test_training_has_stopped_before_the_lease_ends(light: Light, how: str) -> N
             )
             assert database_now(light) < lease_until
             stopped = time.time()
-        light.finish([job], seconds=30)
+        light.finish([job], seconds=60)
         assert not steps(light, job, epoch=1, after=stopped)
         assert light.starts(job) == 2

@@ -53,7 +53,7 @@ def cancel(light: Light, job: str) -> None:
 def test_a_cancelled_job_stops_at_its_next_step(patient: Light) -> None:
     with isolated_worker(patient):
         [job] = patient.submit("60 seconds")
-        until(lambda: patient.starts(job), seconds=30, what="it begins")
+        until(lambda: patient.starts(job), seconds=60, what="it begins")
         cancel(patient, job)
         until(lambda: patient.journal("stopped"), seconds=HEARTBEAT + SLACK, what="it stops")
         assert patient.journal("stopped")[-1]["why"] == "Cancelled"
@@ -64,14 +64,14 @@ def test_a_cancelled_job_stops_at_its_next_step(patient: Light) -> None:
 def test_a_stuck_job_is_stopped_with_its_process_and_its_neighbour_starts_over(patient: Light) -> None:
     with isolated_worker(patient, slots=2, stop_seconds=STOP_SECONDS):
         stuck, neighbour = patient.submit("60 hangs", "1 seconds")
-        until(lambda: patient.starts(stuck), seconds=30, what="it begins")
+        until(lambda: patient.starts(stuck), seconds=60, what="it begins")
         process = process_of(patient, stuck)
         assert patient.states([neighbour]) != [JobState.SUCCEEDED]
         cancelled = time.monotonic()
         cancel(patient, stuck)
-        until(lambda: not runs(process), seconds=30, what="the process has ended")
+        until(lambda: not runs(process), seconds=60, what="the process has ended")
         assert time.monotonic() - cancelled < HEARTBEAT + STOP_SECONDS + SLACK
-        patient.finish([neighbour], seconds=30)
+        patient.finish([neighbour], seconds=60)
         row = job_row(patient, neighbour)
         assert (row.epoch, row.attempts, row.deaths) == (2, 0, 0), "given back, which counts as no attempt"
         assert patient.states([stuck]) == [JobState.CANCELLED]

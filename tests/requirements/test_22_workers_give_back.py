@@ -104,7 +104,7 @@ def test_a_student_that_is_told_to_end_leaves_its_checkpoints_to_the_next(light:
         ).name
     settings = {"profile": STUDENT, "checkpoint_seconds": "0.2", "torch_threads": "1"}
     with isolated_worker(light):
-        until(lambda: train_job(light, parent) is not None, seconds=30, what="there is something to train")
+        until(lambda: train_job(light, parent) is not None, seconds=60, what="there is something to train")
     job = train_job(light, parent)
     assert job is not None
     with service(light, "rookery_student", **settings) as (first, _):
@@ -127,7 +127,7 @@ def gone_on(log: Path) -> dict[str, int]:
 def test_a_stuck_job_is_given_back_as_well(light: Light) -> None:
     with isolated_worker(light, stop_seconds=1.0) as worker:
         [job] = light.submit("20 hangs first")
-        until(lambda: light.starts(job), seconds=30, what="it begins")
+        until(lambda: light.starts(job), seconds=60, what="it begins")
         ends(worker.process)
     row = job_row(light, job)
     assert (row.state, row.epoch, row.attempts) == (JobState.QUEUED, 2, 0)
@@ -137,7 +137,7 @@ def test_the_coordinators_worker_does_not_wait_for_answers(light: Light) -> None
     nobody = f"unix:{light.folder}/nobody.sock"
     with service(light, "rookery_coordinator", "worker", teacher_target=nobody) as (worker, _):
         [job] = light.submit("0 seconds")
-        until(lambda: light.states([job]) == [JobState.RUNNING], seconds=30, what="it begins")
+        until(lambda: light.states([job]) == [JobState.RUNNING], seconds=60, what="it begins")
         ends(worker)
     row = job_row(light, job)
     assert (row.state, row.epoch, row.attempts) == (JobState.QUEUED, 2, 0)

@@ -88,7 +88,7 @@ def test_calls_are_made_beside_a_worker_that_makes_calls(light: Light) -> None:
 def test_the_process_ends_with_its_worker(light: Light, how: str) -> None:
     with isolated_worker(light) as worker:
         [job] = light.submit(f"20 {how}")
-        until(lambda: light.starts(job), seconds=30, what="it begins")
+        until(lambda: light.starts(job), seconds=60, what="it begins")
         os.kill(worker.process.pid, signal.SIGKILL)
         until(lambda: not runs(process_of(light, job)), seconds=2, what="its process has ended")
 
