@@ -9,7 +9,7 @@ import pytest
 from tests.integration.conftest import database, database_url
 from tests.requirements.light import Light, start_light
 from tests.servers.rabbitmq import RabbitMQServer
-from tests.servers.redis import start_redis
+from tests.servers.redis import RedisServer, start_redis
 
 __all__ = [
     "database",
@@ -17,11 +17,14 @@ __all__ = [
     "light",
     "light_rabbitmq",
     "light_redis",
+    "patient_light",
     "rabbitmq_coordinator",
     "redis_coordinator",
 ]
 
 LIGHT = {"lease_seconds": 3.0, "forgotten_seconds": 600.0}
+PATIENT_LEASE = 6.0
+"""Seconds that a busy machine can keep."""
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +59,11 @@ def light(request: pytest.FixtureRequest) -> Light:
     """The same on either."""
     found: Light = request.getfixturevalue(f"light_{request.param}")
     return found
+
+
+@pytest.fixture(scope="module")
+def patient_light(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Light]:
+    """A coordinator of the module's own, with longer leases. Each test starts its workers, and ends them."""
+    redis_server.wipe()
+    with start_light(tmp_path_factory.mktemp("light"), redis_server.url, lease_seconds=PATIENT_LEASE) as started:
+        yield started
