@@ -17,8 +17,6 @@ import psutil
 from rookery.local.cluster import Cluster
 from tests.faults.proxy import Proxy
 
-LONGEST_STOP = 8.0
-"""Seconds; longer than a lease."""
 LONGEST_SILENCE = 4.0
 """Seconds for which a connection refuses or is deaf."""
 HEAVY = 0.35
@@ -38,12 +36,13 @@ class Adversary:
     """Deals a fault about every `pace` seconds until it is stopped, and then puts right what does not heal itself."""
 
     def __init__(
-        self, cluster: Cluster, broker: Broker, proxies: Mapping[str, Proxy], *, seed: int, pace: float
+        self, cluster: Cluster, broker: Broker, proxies: Mapping[str, Proxy], *, seed: int, pace: float, stop: float
     ) -> None:
+        """A process is stopped for at most `stop` seconds."""
         self.dealt: Counter[str] = Counter()
         self._cluster, self._broker, self._proxies = cluster, broker, proxies
         self._dice = random.Random(seed)
-        self._pace = pace
+        self._pace, self._longest_stop = pace, stop
         self._over = threading.Event()
         self._later: list[threading.Timer] = []
         self._stopped: set[int] = set()
@@ -105,7 +104,7 @@ class Adversary:
     def _stop_a_process(self) -> str:
         name, pid = self._victim()
         os.kill(pid, signal.SIGSTOP)
-        self._in(self._dice.uniform(0.5, LONGEST_STOP), lambda: _continue(pid))
+        self._in(self._dice.uniform(0.5, self._longest_stop), lambda: _continue(pid))
         return f"SIGSTOP {name}"
 
     # --- connections ----------------------------------------------------------------------------------------------

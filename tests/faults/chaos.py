@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -80,6 +81,8 @@ class Options:
     """Runs in flight."""
     pace: float
     """Mean seconds between two faults of the adversary."""
+    lease: float
+    """Seconds; a machine that is slow to start processes again needs longer ones."""
     log: Path
 
 
@@ -214,6 +217,7 @@ def under_fire(options: Options, folder: Path) -> Iterator[Chaos]:
             "ROOKERY_JOB_SERVICE_TARGET": proxies["jobs"].address,
             "ROOKERY_TEACHER_TARGET": proxies["teacher"].address,
             "ROOKERY_EVALUATOR_TARGET": proxies["evaluator"].address,
+            "ROOKERY_LEASE_SECONDS": str(options.lease),
             "ROOKERY_HISTORY": f"{folder}/history",
             "ROOKERY_FAULTS": ",".join(f"{point}={fault}" for point, fault in POINTS.items()),
             "ROOKERY_FAULTS_SEED": str(options.seed),
@@ -226,7 +230,9 @@ def under_fire(options: Options, folder: Path) -> Iterator[Chaos]:
         database = Database(direct)
         stack.callback(database.close)
         record_transitions(database)
-        adversary = Adversary(system.cluster, broker, proxies, seed=options.seed, pace=options.pace)
+        adversary = Adversary(
+            system.cluster, broker, proxies, seed=options.seed, pace=options.pace, stop=1.3 * options.lease
+        )
         yield Chaos(options=options, system=system, database=database, adversary=adversary, folder=folder, log=log)
 
 
@@ -261,14 +267,17 @@ def main() -> None:
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
     parser.add_argument("--at-once", type=int, default=4, help="runs in flight")
     parser.add_argument("--pace", type=float, default=5.0, help="mean seconds between two faults of the adversary")
+    parser.add_argument("--lease", type=float, default=6.0, help="seconds for which a worker may be silent")
     parser.add_argument("--out", type=Path, default=Path("tests/faults/results"), help="folder of the log")
     told = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))  # and leave no process behind
     options = Options(
         seed=told.seed,
         runs=told.runs,
         broker=told.broker,
         at_once=told.at_once,
         pace=told.pace,
+        lease=told.lease,
         log=told.out / f"{told.broker}-{told.seed}.log",
     )
     folder = Path(tempfile.mkdtemp(prefix="rookery-chaos-"))
