@@ -10,7 +10,7 @@ from tests.requirements.light import Light, start_light
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import start_redis
 
-LIGHT = {"lease_seconds": 3.0, "forgotten_seconds": 600.0}
+LIGHT = {"lease_seconds": 10.0, "forgotten_seconds": 600.0}
 
 
 @pytest.fixture(scope="session")
