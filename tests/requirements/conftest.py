@@ -17,13 +17,13 @@ __all__ = [
     "light",
     "light_rabbitmq",
     "light_redis",
-    "patient_light",
+    "own_light",
     "rabbitmq_coordinator",
     "redis_coordinator",
 ]
 
-LIGHT = {"lease_seconds": 3.0, "forgotten_seconds": 600.0}
-PATIENT_LEASE = 6.0
+LIGHT = {"lease_seconds": 10.0, "forgotten_seconds": 600.0}
+OWN_LEASE = 6.0
 """Seconds that a busy machine can keep."""
 
 
@@ -62,8 +62,8 @@ def light(request: pytest.FixtureRequest) -> Light:
 
 
 @pytest.fixture(scope="module")
-def patient_light(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Light]:
-    """A coordinator of the module's own, with longer leases. Each test starts its workers, and ends them."""
+def own_light(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Light]:
+    """A coordinator of the module's own. Each test starts its workers, and ends them."""
     redis_server.wipe()
-    with start_light(tmp_path_factory.mktemp("light"), redis_server.url, lease_seconds=PATIENT_LEASE) as started:
+    with start_light(tmp_path_factory.mktemp("light"), redis_server.url, lease_seconds=OWN_LEASE) as started:
         yield started

@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 
 from rookery.local.broker import free_port
 from rookery.local.cluster import wait_until_serving
-from rookery_coordinator import submissions
+from rookery_coordinator import leases, submissions
 from rookery_coordinator.database import Database
 from rookery_coordinator.schema import migrate
 from rookery_coordinator.tables import Context, Job, Outbox, SelfEdit
@@ -113,6 +113,10 @@ class Light:
             seconds=seconds,
             what=lambda: f"all succeed: {self.states(jobs)}",
         )
+
+    def cancel(self, job: str) -> None:
+        with self.database.write() as session:
+            leases.cancel_open(session, session.get_one(Job, job).parent)
 
     def epochs(self, jobs: list[str]) -> list[int]:
         with self.database.read() as session:

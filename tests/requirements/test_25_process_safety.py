@@ -70,14 +70,14 @@ def test_workers_load_no_torch(name: str) -> None:
     assert done.stdout.strip() == ""
 
 
-def test_calls_are_made_beside_a_worker_that_makes_calls(patient_light: Light) -> None:
+def test_calls_are_made_beside_a_worker_that_makes_calls(own_light: Light) -> None:
     """The worker beats and reports; the process that it has started makes calls through a channel of its own."""
-    with isolated_worker(patient_light) as worker:
-        [job] = patient_light.submit("0 calls")
-        patient_light.finish([job], seconds=60)
-        [called] = [entry for entry in patient_light.journal("called") if entry["job"] == job]
+    with isolated_worker(own_light) as worker:
+        [job] = own_light.submit("0 calls")
+        own_light.finish([job], seconds=60)
+        [called] = [entry for entry in own_light.journal("called") if entry["job"] == job]
         assert called["calls"] == CALLS
-        process = process_of(patient_light, job)
+        process = process_of(own_light, job)
         command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
         assert b"rookery_shared.jobs.child" in command, "not a copy of the worker, which has channels"
         assert not sockets(process) & sockets(worker.server.pid), "nor did it inherit any"
@@ -85,12 +85,12 @@ def test_calls_are_made_beside_a_worker_that_makes_calls(patient_light: Light) -
 
 
 @pytest.mark.parametrize("how", ["seconds", "hangs"])
-def test_the_process_ends_with_its_worker(patient_light: Light, how: str) -> None:
-    with isolated_worker(patient_light) as worker:
-        [job] = patient_light.submit(f"20 {how}")
-        until(lambda: patient_light.starts(job), seconds=60, what="it begins")
+def test_the_process_ends_with_its_worker(own_light: Light, how: str) -> None:
+    with isolated_worker(own_light) as worker:
+        [job] = own_light.submit(f"20 {how}")
+        until(lambda: own_light.starts(job), seconds=60, what="it begins")
         os.kill(worker.server.pid, signal.SIGKILL)
-        until(lambda: not runs(process_of(patient_light, job)), seconds=2, what="its process has ended")
+        until(lambda: not runs(process_of(own_light, job)), seconds=2, what="its process has ended")
 
 
 def test_a_second_server_on_a_port_fails() -> None:
