@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,9 +18,8 @@ from rookery_coordinator.database import Database
 from rookery_coordinator.schema import migrate
 from rookery_coordinator.tables import Adaptation
 from tests.integration.worlds import STUDENT, TEACHER, make_profiles
-from tests.requirements.light import Light, until
+from tests.requirements.light import Light, Process, until
 from tests.servers.postgres import make_database
-from tests.servers.processes import ServerProcess
 from tests.servers.redis import start_redis
 
 JOBS = 40
@@ -36,22 +34,19 @@ class Pair:
     light: Light
     addresses: list[tuple[str, str]]
     """Of each coordinator: its public one and the one for workers."""
-    coordinators: list[ServerProcess] = field(default_factory=list)
+    coordinators: list[Process] = field(default_factory=list)
 
-    def start(self, number: int) -> ServerProcess:
+    def start(self, number: int) -> Process:
         address, job_address = self.addresses[number]
-        started = self._run(f"coordinator-{number}", "serve", ROOKERY_ADDRESS=address, ROOKERY_JOB_ADDRESS=job_address)
+        started = self._run("serve", ROOKERY_ADDRESS=address, ROOKERY_JOB_ADDRESS=job_address)
         wait_until_serving(address)
         return started
 
     def start_relay(self) -> None:
-        self._run("relay", "relay")
+        self._run("relay")
 
-    def _run(self, name: str, command: str, **told: str) -> ServerProcess:
-        argv = [sys.executable, "-m", "rookery_coordinator", command]
-        log = self.light.folder / f"{name}.log"
-        self.light.processes.append(ServerProcess(argv, log=log, env={**self.light.environment, **told}))
-        return self.light.processes[-1]
+    def _run(self, command: str, **told: str) -> Process:
+        return self.light.start("rookery_coordinator", command, **told)
 
     @property
     def target(self) -> str:
@@ -85,7 +80,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iterato
             yield started
         finally:
             for process in light.processes[::-1]:
-                process.end(signal.SIGKILL)
+                process.server.end(signal.SIGKILL)
             database.close()
 
 
@@ -132,7 +127,7 @@ def test_either_coordinator_may_die(pair: Pair) -> None:
         for number in range(2):
             until(lambda: len(caller.names) > 5, seconds=60, what="calls are answered")
             caller.longest = 0.0
-            pair.coordinators[number].end(signal.SIGKILL)
+            pair.coordinators[number].server.end(signal.SIGKILL)
             reached = len(caller.names) + 20
             until(lambda: len(caller.names) > reached, seconds=60, what="the other one answers")  # noqa: B023
             assert caller.longest < AWAY_SECONDS
