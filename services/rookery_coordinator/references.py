@@ -65,7 +65,7 @@ class Expiry:
                 get_logger().info("adapters expired", adapters=len(rows))
             expired = len(locked) == _AT_ONCE
 
-    def _free(self) -> Select[tuple[Adapter]]:
+    def _free(self) -> Select[Adapter]:
         """Those that are old enough and that nothing needs."""
         free = select(Adapter).where(
             Adapter.create_time < now() - self._days * 86_400.0, Adapter.parent.not_in(_open_work())

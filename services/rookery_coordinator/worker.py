@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -60,7 +60,8 @@ class Remote:
         request = _generate_request(work)
         total = sum(len(assignment.seeds) for assignment in request.assignments)
         written: dict[tuple[int, int], teacher_service_pb2.GenerateSelfEditsResponse] = {}
-        responses = stream(self._teacher(work.teacher).GenerateSelfEdits, request, seconds=STREAM_SECONDS, patient=True)
+        method = _streaming(self._teacher(work.teacher).GenerateSelfEdits, lease)
+        responses = stream(method, request, seconds=STREAM_SECONDS, patient=True)
         for response in responses:
             written[response.assignment, response.index] = response
             lease.progress(len(written), total)
@@ -87,7 +88,8 @@ class Remote:
             retention_texts=work.retention_texts,
         )
         scores: dict[int, evaluator_service_pb2.ScoreResponse] = {}
-        responses = stream(self._evaluator(work.student).Score, request, seconds=STREAM_SECONDS, patient=True)
+        method = _streaming(self._evaluator(work.student).Score, lease)
+        responses = stream(method, request, seconds=STREAM_SECONDS, patient=True)
         for response in responses:
             scores[response.item] = response
             lease.progress(len(scores), len(work.items))
@@ -103,8 +105,26 @@ class Remote:
         """Have the teacher load its active policy ahead of the first request for it."""
         work = claim.activate
         request = teacher_service_pb2.ActivatePolicyRequest(adapter=work.adapter)
-        call(self._teacher(work.teacher).ActivatePolicy, request, seconds=ACTIVATE_SECONDS, patient=True)
+        method = _unary(self._teacher(work.teacher).ActivatePolicy, lease)
+        call(method, request, seconds=ACTIVATE_SECONDS, patient=True)
         return pb.CompleteRequest(activated=pb.Activated())
+
+
+def _streaming(method: Callable[..., Any], lease: Lease) -> Callable[..., Any]:
+    """The method, with calls that end as soon as the job must stop."""
+
+    def start(request: Any, **options: Any) -> Any:
+        started = method(request, **options)
+        lease.when_stopped(started.cancel)
+        return started
+
+    return start
+
+
+def _unary(method: Any, lease: Lease) -> Callable[..., Any]:
+    """Likewise, for a method that answers once."""
+    start = _streaming(method.future, lease)
+    return lambda request, **options: start(request, **options).result()
 
 
 def _generate_request(work: pb.GenerateWork) -> teacher_service_pb2.GenerateSelfEditsRequest:

@@ -1,4 +1,7 @@
-"""The student: trains the adapters of train jobs, those of several jobs together. In the process that owns the device."""
+"""The student: trains the adapters of train jobs, those of several jobs together.
+
+In the process that owns the device.
+"""
 
 from __future__ import annotations
 

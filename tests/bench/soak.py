@@ -21,15 +21,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import psutil
 import torch
 
-from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
 from rookery.v1 import model_service_pb2
 from rookery_shared.errors import Cancelled
-from rookery_shared.jobs.runner import Lease
+from rookery_shared.jobs.lease import Lease
 from rookery_shared.settings import TrainerSettings
 from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Schedule
 from rookery_tiny.world import VALUES
@@ -101,7 +99,7 @@ class Soak:
         with self._lock:
             self.jobs += 1
             job = f"job-{self.jobs}"
-        lease = Lease(cast(JobServiceStub, None), job=job, epoch=1, seconds=30.0)
+        lease = Lease(job=job, epoch=1)
         if shapes.random() < 1 / 8:
             threading.Timer(shapes.uniform(0.1, 2.0), lease.stop, [Cancelled(f"{job} was cancelled")]).start()
         recipe = self._recipe(shapes)

@@ -6,22 +6,34 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
+
+import grpc
 
 from rookery.local.broker import free_port
 from rookery.v1 import adaptation_service_pb2 as pb
 from rookery.v1.adaptation_service_pb2_grpc import add_AdaptationServiceServicer_to_server
-from rookery_shared.rpc.server import RpcServer, Servicer
+from rookery_shared.rpc.server import RpcContext, RpcServer, Servicer
 from rookery_shared.settings import ServerSettings
 
 TIMEOUT = 30.0
 """More than anything here takes, on a busy machine too."""
 
 
-def adaptation_service(implementation: Any, **options: Any) -> Servicer:
+class Light:
+    """A servicer that does what a test has written, and no more."""
+
+    def __getattr__(self, method: str) -> Any:
+        async def answer(request: Any, context: RpcContext) -> None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, method)
+
+        return answer
+
+
+def adaptation_service(implementation: Light, **options: Any) -> Servicer:
     """The public service with a short name and all kinds of methods, done by something light."""
     return Servicer(
-        add=lambda server: add_AdaptationServiceServicer_to_server(implementation, server),
+        add=lambda server: add_AdaptationServiceServicer_to_server(cast(Any, implementation), server),
         descriptor=pb.DESCRIPTOR.services_by_name["AdaptationService"],
         **options,
     )

@@ -45,8 +45,8 @@ REMOVALS = [
     Removal(
         what="names that are digests, which need no condition",
         file="shared/rookery_shared/store/adapters.py",
-        old="    name = adapter_name(manifest.digest)\n    for entry in files:",
-        new='    name = adapter_name("0" * 64)\n    for entry in files:',
+        old="    name = adapter_name(manifest.digest)\n    fault_point(",
+        new='    name = adapter_name("0" * 64)\n    fault_point(',
         test="test_either_server_will_do[rclone_server-200]",
     ),
 ]

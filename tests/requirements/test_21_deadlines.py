@@ -20,7 +20,7 @@ from rookery.errors import CallFailed
 from rookery.transport import call, open_channel
 from rookery.v1 import adaptation_service_pb2 as pb
 from rookery.v1 import evaluator_service_pb2, teacher_service_pb2
-from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceServicer, AdaptationServiceStub
+from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceStub
 from rookery.v1.context_pb2 import Context, Question
 from rookery.v1.evaluator_service_pb2_grpc import EvaluatorServiceStub
 from rookery.v1.recipe_pb2 import Sampling
@@ -36,7 +36,7 @@ from rookery_teacher.server import TeacherApi
 from rookery_teacher.writing import Teacher
 from tests.models import random_model, small_tokenizer
 from tests.requirements.removal import Removal
-from tests.requirements.serving import TIMEOUT, Serving, adaptation_service, serve
+from tests.requirements.serving import TIMEOUT, Light, Serving, adaptation_service, serve
 
 CALLS = "shared/rookery_shared/rpc/calls.py"
 REMOVALS = [
@@ -178,7 +178,7 @@ def test_a_thousand_cancelled_calls_leave_nothing_behind(models: Models) -> None
 # --- without an engine -----------------------------------------------------------------------------------------------
 
 
-class Downstream(AdaptationServiceServicer):
+class Downstream(Light):
     """Knows how long its callers wait."""
 
     left: float
@@ -192,7 +192,7 @@ class Downstream(AdaptationServiceServicer):
         return pb.Adaptation()
 
 
-class Upstream(AdaptationServiceServicer):
+class Upstream(Light):
     """Asks another service."""
 
     def __init__(self, stub: AdaptationServiceStub) -> None:

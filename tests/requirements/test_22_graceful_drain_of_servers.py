@@ -18,10 +18,10 @@ from rookery import Client
 from rookery.errors import CallFailed
 from rookery.transport import call, open_channel
 from rookery.v1 import adaptation_service_pb2 as pb
-from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceServicer, AdaptationServiceStub
+from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceStub
 from rookery.v1.context_pb2 import Question
 from tests.requirements.removal import Removal
-from tests.requirements.serving import TIMEOUT, adaptation_service, serve
+from tests.requirements.serving import TIMEOUT, Light, adaptation_service, serve
 from tests.servers.coordinators import STUDENT, TEACHER, CoordinatorProcess, start_coordinators, target_of_all
 
 SERVER = "shared/rookery_shared/rpc/server.py"
@@ -69,7 +69,7 @@ CALLERS = 4
 DRAIN = 20.0
 
 
-class Slow(AdaptationServiceServicer):
+class Slow(Light):
     def __init__(self) -> None:
         self.begun = threading.Event()
 

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,11 +25,11 @@ from rookery import Client
 from rookery.errors import CallFailed, from_rpc
 from rookery.transport import call, open_channel, stream
 from rookery.v1 import adaptation_service_pb2 as pb
-from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceServicer, AdaptationServiceStub
+from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceStub
 from rookery.v1.context_pb2 import Question
 from rookery_shared.errors import Overloaded
 from tests.requirements.removal import Removal
-from tests.requirements.serving import TIMEOUT, adaptation_service, serve
+from tests.requirements.serving import TIMEOUT, Light, adaptation_service, serve
 from tests.servers.coordinators import STUDENT, TEACHER, CoordinatorProcess, start_coordinators
 
 CALLS = "shared/rookery_shared/rpc/calls.py"
@@ -90,7 +90,7 @@ SECONDS = 0.05
 """That a call takes."""
 
 
-class Slow(AdaptationServiceServicer):
+class Slow(Light):
     """Knows how many are asked at once, and how long each takes."""
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ def test_ten_times_the_load_is_done_in_the_end_and_never_at_once() -> None:
     assert sorted(slow.took)[len(slow.took) // 2] < 4 * SECONDS, "those that are taken do not wait for the others"
 
 
-def blocked(stub: AdaptationServiceStub, slow: Slow) -> list[grpc.Future[pb.Adaptation]]:
+def blocked(stub: AdaptationServiceStub, slow: Slow) -> Sequence[grpc.Future[pb.Adaptation]]:
     """Calls that take all places."""
     slow.gate.clear()
     waiting = [stub.GetAdaptation.future(pb.GetAdaptationRequest(), timeout=TIMEOUT) for _ in range(AT_ONCE)]
@@ -166,8 +166,8 @@ def test_a_refusal_says_when_to_try_again(full: grpc.Channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         AdaptationServiceStub(full).GetAdaptation(pb.GetAdaptationRequest(), timeout=TIMEOUT)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    metadata = dict(caught.value.trailing_metadata())
-    status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
+    metadata: Any = caught.value.trailing_metadata()
+    status = status_pb2.Status.FromString(dict(metadata)["grpc-status-details-bin"])
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     assert status.details[0].Unpack(info)
     assert info.reason == Overloaded.reason
@@ -221,7 +221,7 @@ def test_watchers_leave_room(coordinator: CoordinatorProcess, adaptation: str) -
 
     async def watch_all() -> float:
         async with grpc.aio.insecure_channel(coordinator.target) as channel:
-            stub: Any = AdaptationServiceStub(channel)  # type: ignore[arg-type]  # its stub is for both kinds
+            stub: Any = AdaptationServiceStub(channel)
             watches = [stub.WatchAdaptation(pb.WatchAdaptationRequest(name=adaptation)) for _ in range(WATCHERS)]
             for watch in watches:
                 assert (await watch.read()).sequence > 0
@@ -254,7 +254,7 @@ def test_memory_is_bounded_whatever_comes(coordinator: CoordinatorProcess, adapt
 
     async def overload(seconds: float) -> None:
         async with grpc.aio.insecure_channel(coordinator.target) as channel:
-            stub = AdaptationServiceStub(channel)  # type: ignore[arg-type]  # its stub is for both kinds
+            stub = AdaptationServiceStub(channel)
             await asyncio.gather(*(ask_on(stub, time.monotonic() + seconds) for _ in range(CALLERS)))
 
     asyncio.run(overload(0.5))

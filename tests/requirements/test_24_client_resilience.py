@@ -18,14 +18,14 @@ from rookery import Client
 from rookery.local.broker import free_port
 from rookery.transport import call, open_channel
 from rookery.v1 import adaptation_service_pb2 as pb
-from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceServicer, AdaptationServiceStub
+from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceStub
 from rookery.v1.context_pb2 import Question
 from rookery_coordinator.database import Database
 from rookery_coordinator.tables import Adaptation
 from rookery_shared.errors import AddressTaken
 from tests.faults.proxy import Proxy, Way
 from tests.requirements.removal import Removal
-from tests.requirements.serving import TIMEOUT, adaptation_service, serve
+from tests.requirements.serving import TIMEOUT, Light, adaptation_service, serve
 from tests.servers.coordinators import STUDENT, TEACHER, CoordinatorProcess, start_coordinators, target_of_all
 from tests.servers.dns import start_name_server
 
@@ -47,10 +47,10 @@ REMOVALS = [
         test="test_a_server_that_is_killed_is_not_missed",
     ),
     Removal(
-        what="a request id makes one thing",
-        file="services/rookery_coordinator/submissions.py",
-        old="def repeated(",
-        new="def repeated(session: Session, request_id: str) -> str | None:\n    return None\n\n\ndef _repeated(",
+        what="creates have a request id",
+        file="shared/rookery/client.py",
+        old="return str(uuid.uuid4())",
+        new='return ""',
         test="test_a_create_whose_answer_is_lost_is_made_once",
     ),
     Removal(
@@ -91,7 +91,7 @@ REMOVALS = [
 ]
 
 
-class Named(AdaptationServiceServicer):
+class Named(Light):
     """Says who it is."""
 
     def __init__(self, name: str) -> None:
@@ -149,7 +149,7 @@ def test_two_servers_do_not_share_a_port() -> None:
         pass
 
 
-class Counting(AdaptationServiceServicer):
+class Counting(Light):
     """A work with many events, one after the other, the last of which ends it."""
 
     def __init__(self, events: int) -> None:

@@ -62,13 +62,15 @@ class Units:
                         return show(session, name)
                     name, shown = make(session)
                     submissions.remember(session, request_id, name)
-                    return shown
+                    fault_point(Point.COMMITTING)
             except IntegrityError:  # the same request came twice at once, and the other was first
                 with self._database.read() as session:
                     name = submissions.repeated(session, request_id)
                     if name is None:
                         raise
-                    return show(session, name)
+                    shown = show(session, name)
+            fault_point(Point.COMMITTED)
+            return shown
 
         return await self._run(unit)
 

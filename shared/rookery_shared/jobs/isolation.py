@@ -1,8 +1,8 @@
 """Runs a worker's jobs in another process, so that what they do to it cannot harm the worker.
 
-The worker claims jobs, keeps their leases and reports; it holds no model and no device, and has no torch. `child` is the
-other side. The process is started for the first job and again after it has died. A job that does not stop in time when
-it must, has the process killed: the others in it are given back, which does not count against them.
+The worker claims jobs, keeps their leases and reports; it holds no model and no device, and has no torch. `child` is
+the other side. The process is started for the first job, and again after it has died. If a job does not stop in time
+when it must, the process is killed: the others in it are given back, which does not count against them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ EXIT_SECONDS = 2.0
 DEATH_SECONDS = 5.0
 """How long a killed process is waited for. One that hangs in a driver may take for ever."""
 
+_READY = isolation_pb2.JobReport(ready=isolation_pb2.JobReport.Ready())
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -93,12 +94,13 @@ class JobProcess:
         threading.Thread(target=self._see_to, args=(handlers,), name="job process", daemon=True).start()
 
     def add(self, attempt: Attempt) -> None:
-        """Have it hear what comes of it, and of the process's end."""
+        """Have it hear that the process is ready, what comes of the attempt, and of the process's end."""
         with self._lock:
             self._attempts[attempt.key] = attempt
-            ended = self.ended.is_set()
-        if ended:
-            attempt.hear(None)
+            if self.ready:
+                attempt.hear(_READY)
+            if self.ended.is_set():
+                attempt.hear(None)
 
     def remove(self, attempt: Attempt) -> None:
         with self._lock:
@@ -162,26 +164,27 @@ class JobProcess:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 report = isolation_pb2.JobReport.FromString(connection.recv_bytes())
-                self.ready = True
                 with self._lock:
-                    attempt = self._attempts.get((report.job, report.epoch))
-                if attempt is not None:
+                    if report.HasField("ready"):
+                        self.ready = True
+                        concerned = [*self._attempts.values()]
+                    else:
+                        concerned = [a for a in self._attempts.values() if a.key == (report.job, report.epoch)]
+                for attempt in concerned:
                     attempt.hear(report)
 
 
 class Attempt:
-    """A job in a process: begun when it is made."""
+    """A job in a process, from when the process is ready."""
 
     def __init__(self, process: JobProcess, claim: pb.ClaimResponse, lease: KeptLease) -> None:
         self._process = process
         self._lease = lease
         self._heard: queue.SimpleQueue[isolation_pb2.JobReport | None] = queue.SimpleQueue()
+        self._claim = claim
+        self._begun = False
         self._stopped_at: float | None = None
         process.add(self)
-        self._send(start=isolation_pb2.JobCommand.Start(claim=claim, until=lease.until))
-        lease.when_renewed(lambda: self._send(renew=isolation_pb2.JobCommand.Renew(until=lease.until)))
-        lease.when_over(lambda: self._send(end=isolation_pb2.JobCommand.End(over=True)))
-        lease.when_left(lambda: self._send(end=isolation_pb2.JobCommand.End()))
         lease.when_stopped(self._stop)
 
     @property
@@ -207,9 +210,11 @@ class Attempt:
                     continue
                 if report is None:
                     raise self._lease.stopped or self._death()
-                if self._lease.stopped is not None and not self._process.ready:
-                    raise self._lease.stopped  # it has not begun, and is told when it does
+                if not self._begun:
+                    self._lease.check()
                 match report.WhichOneof("report"):
+                    case "ready":
+                        self._begin()
                     case "progress":
                         self._lease.done, self._lease.total = report.progress.done, report.progress.total
                     case "result":
@@ -221,6 +226,16 @@ class Attempt:
                         )
         finally:
             self._process.remove(self)
+
+    def _begin(self) -> None:
+        lease = self._lease
+        lease.when_renewed(lambda: self._send(renew=isolation_pb2.JobCommand.Renew(until=lease.until)))
+        lease.when_over(lambda: self._send(end=isolation_pb2.JobCommand.End(over=True)))
+        lease.when_left(lambda: self._send(end=isolation_pb2.JobCommand.End()))
+        self._send(start=isolation_pb2.JobCommand.Start(claim=self._claim, until=lease.until))
+        self._begun = True
+        if lease.stopped is not None:
+            self._stop()  # which may have come just before
 
     def _patience(self, stop_seconds: float) -> float:
         """Seconds until the process must have answered."""
@@ -258,7 +273,8 @@ class Attempt:
         elif isinstance(why, Preempted):
             reason = isolation_pb2.JobCommand.REASON_PREEMPTED
         self._stopped_at = self._stopped_at or time.monotonic()
-        self._send(stop=isolation_pb2.JobCommand.Stop(reason=reason, message=str(why)))
+        if self._begun:
+            self._send(stop=isolation_pb2.JobCommand.Stop(reason=reason, message=str(why)))
         self.hear(isolation_pb2.JobReport())  # have it look at the clock
 
     def _send(

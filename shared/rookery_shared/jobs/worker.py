@@ -6,6 +6,7 @@ import os
 import queue
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 
@@ -17,7 +18,11 @@ from rookery_shared import log
 from rookery_shared.jobs.queues import make_app
 from rookery_shared.jobs.runner import JobRunner, WorkerHandler
 from rookery_shared.jobs.tasks import process_runner
+from rookery_shared.log import get_logger
 from rookery_shared.settings import ServiceSettings
+
+SHUTDOWN_SECONDS = 25.0
+"""How long a worker may take to end: a machine that is taken away gives half a minute."""
 
 
 def connect_runner(settings: ServiceSettings, handlers: Mapping[str, WorkerHandler]) -> JobRunner:
@@ -35,11 +40,17 @@ def run_worker(
     runner: str,
     concurrency: int,
 ) -> None:
-    """Consume until a signal; then give back the jobs that run. `runner` is "module:function" that builds the JobRunner.
+    """Consume until a signal; then give back the jobs that run. `runner` is the "module:function" that builds it.
 
     Jobs run in threads: they wait for remote answers, or for the process that owns the device.
     """
-    log.configure(service=service, level=settings.log_level, style=settings.log_format)
+
+    def configure_log(**_: object) -> None:
+        """Also in place of what Celery would do, which is not asked."""
+        log.configure(service=service, level=settings.log_level, style=settings.log_format)
+
+    configure_log()
+    signals.setup_logging.connect(configure_log)
     app = make_app(broker_url=settings.broker_url, queues=queues, runner=runner, slots=concurrency)
     _give_back_at_shutdown()
     app.worker_main(
@@ -61,6 +72,9 @@ def _give_back_at_shutdown() -> None:
     def wait() -> None:
         told.get()
         process_runner().stop()
+        time.sleep(SHUTDOWN_SECONDS)
+        get_logger().warning("jobs do not end; their leases will run out")
+        os._exit(1)
 
     threading.Thread(target=wait, name="shutdown", daemon=True).start()
     signals.worker_shutting_down.connect(lambda **_: told.put(None), weak=False)
