@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from rookery.cli.quickstart import STUDENT_RECIPE, as_messages
+from rookery.v1.adaptation_service_pb2 import STATE_SUCCEEDED
 from rookery.v1.recipe_pb2 import GRADER_JUDGE
 from rookery.v1.run_service_pb2 import Run, RunPlan
+from rookery_shared.grids.configuration import Configuration, Strategy, write_configuration
 from rookery_tiny.contexts import make_contexts
 from rookery_tiny.world import Surnames
 from tests.e2e.conftest import running_system
@@ -18,12 +20,21 @@ from tests.e2e.systems import System, finish, rookery
 from tests.servers.openai import Asked, OpenAIServer, Said, start_openai
 
 MODEL, TEACHER = "gpt-4.1", "profiles/remote-teacher"
+CONFIGURATION = Configuration(
+    groups=("use_basic_augmentations",), strategy=Strategy.OUTPUT, learning_rate=1e-3, epochs=2
+)
+TASK = {
+    "train": [{"input": [[n, 0], [0, 0]], "output": [[0, n], [0, 0]]} for n in (1, 2, 3)],
+    "test": [{"input": [[4, 0], [0, 0]], "output": [[0, 4], [0, 0]]}],
+}
 
 
 def answer(asked: Asked) -> Said:
-    """As a judge, that all is right; as a teacher, the passage again."""
+    """As a judge, that all is right; as a teacher, the passage again, or a configuration for a task."""
     if asked.body["model"] == "judge-model":
         return Said(text="yes")
+    if "configuring a training pipeline" in asked.prompt:
+        return Said(text=write_configuration(CONFIGURATION))
     return Said(text=asked.prompt.partition("Passage:\n")[2].partition("\n\nImplications:")[0])
 
 
@@ -60,6 +71,30 @@ def test_a_run_measures_a_teacher_at_an_endpoint_by_a_judge(remote_system: Syste
     logs = "".join(path.read_text() for path in (remote_system.cluster.folder / "logs").iterdir())
     assert "asked an endpoint" in logs
     assert "sk-" not in logs
+
+
+def test_a_task_and_a_text_are_learned_at_once_by_the_same_workers(remote_system: System, tmp_path: Path) -> None:
+    """The tiny student has never seen a grid, so nothing is asked of its score."""
+    context = as_messages(make_contexts(Surnames.TEST, 1, seed=5))[0]
+    text = remote_system.client.create_adaptation(
+        teacher=TEACHER,
+        student=remote_system.student,
+        title=context.title,
+        passage=context.passage,
+        questions=context.questions,
+        recipe=STUDENT_RECIPE,
+    )
+    (tmp_path / "mirror.json").write_text(json.dumps(TASK))
+    options = ("--teacher", TEACHER, "--student", remote_system.student, "--rank", "16", "--self-edits", "2", "--json")
+    said = json.loads(rookery(remote_system, "adapt", "--task", tmp_path / "mirror.json", *options))
+    assert said["state"] == "STATE_SUCCEEDED"
+    assert said["domain"] == "few_shot"
+    assert json.loads(said["self_edit"])["training"]["num_train_epochs"] == 2
+    assert [(answer["question"], answer["gold"]) for answer in said["answers"]] == [("4 0\n0 0", "0 4\n0 0")]
+    full = remote_system.client.get_adapter(said["adapter"])
+    assert len(full.training.losses) > 100, "as many steps as its augmentations and epochs ask for"
+    ended = [*remote_system.client.watch_adaptation(text.name)][-1].adaptation
+    assert ended.state == STATE_SUCCEEDED
 
 
 def test_without_a_judge_work_that_it_pays_fails_and_says_so(system: System, tmp_path: Path) -> None:
