@@ -118,13 +118,13 @@ def test_a_coordinator_that_is_gone_leaves_no_locks(proxied: tuple[Proxy, str]) 
     make_profiles(other)
     assert gone._limit is not None
     gone._limit.close()  # nothing of it runs any more
-    with gone.engine.connect() as connection:
-        connection.execute(text("UPDATE profiles SET dtype = 'x'"))
-        connection.detach()  # so that nobody tidies up behind it
-        started = time.monotonic()
-        with other.write() as session:
-            session.execute(text("UPDATE profiles SET dtype = 'y'"))
-        assert time.monotonic() - started < 10.0
+    held = gone.engine.raw_connection()
+    held.cursor().execute("UPDATE profiles SET dtype = 'x'")
+    started = time.monotonic()
+    with other.write() as session:
+        session.execute(text("UPDATE profiles SET dtype = 'y'"))
+    assert time.monotonic() - started < 10.0
+    held.invalidate()
     gone.close()
     other.close()
 
