@@ -59,8 +59,11 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture(scope="session")
 def rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQServer]:
-    """A RabbitMQ server for tests that do not stop it; each makes its own virtual host in it."""
+    """A RabbitMQ server for tests that do not stop it; each makes its own virtual host in it.
+
+    It is as impatient as one can be that looks once a minute: nobody may leave a message unacknowledged.
+    """
     if not has_rabbitmq():
         lacking("RabbitMQ (apt-get install rabbitmq-server)")
-    with start_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as server:
+    with start_rabbitmq(tmp_path_factory.mktemp("rabbitmq"), config=["consumer_timeout = 61000"]) as server:
         yield server

@@ -1,10 +1,11 @@
-"""`rookery-coordinator serve | worker | migrate`."""
+"""`rookery-coordinator serve | relay | worker | migrate`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 
+from rookery.errors import RookeryError
 from rookery_coordinator.settings import CoordinatorSettings, WorkerSettings
 from rookery_shared import log
 from rookery_shared.metrics import serve_metrics
@@ -16,12 +17,15 @@ def main() -> None:
         "command",
         nargs="?",
         default="serve",
-        choices=("serve", "worker", "migrate"),
-        help="serve the APIs (default), work off jobs that call other services, or bring the database up to date",
+        choices=("serve", "relay", "worker", "migrate"),
+        help="serve the APIs and relay messages (default), relay messages and nothing else, work off jobs that call "
+        "other services, or bring the database up to date",
     )
     match parser.parse_args().command:
         case "serve":
             _serve()
+        case "relay":
+            _relay()
         case "worker":
             _work()
         case "migrate":
@@ -35,6 +39,15 @@ def _serve() -> None:
     log.configure(service="coordinator", level=settings.log_level, style=settings.log_format)
     serve_metrics(settings.metrics_port)
     asyncio.run(serve(settings))
+
+
+def _relay() -> None:
+    from rookery_coordinator.server import relay
+
+    settings = CoordinatorSettings()
+    log.configure(service="coordinator-relay", level=settings.log_level, style=settings.log_format)
+    serve_metrics(settings.metrics_port)
+    asyncio.run(relay(settings))
 
 
 def _work() -> None:
@@ -58,8 +71,13 @@ def _migrate() -> None:
     settings = CoordinatorSettings()
     log.configure(service="coordinator", level=settings.log_level, style=settings.log_format)
     database = Database(settings.database_url)
-    migrate(database)
-    database.close()
+    try:
+        migrate(database)
+    except RookeryError as error:
+        log.get_logger().error("cannot migrate", reason=error.reason, message=error.message)
+        raise SystemExit(1) from None
+    finally:
+        database.close()
 
 
 if __name__ == "__main__":

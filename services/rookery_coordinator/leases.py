@@ -1,5 +1,7 @@
 """The life of a job: queued, claimed under a lease, ended. Nothing here knows what a job does.
 
+All times are the database's, so that no two clocks are ever compared.
+
 Each attempt has an epoch. A message names the epoch that it announces; a claim takes it; every later call must name it.
 An attempt that fails or whose lease runs out is queued again under the next epoch, so that whatever the old owner still
 sends has no effect. So is a job that its worker gives back, but that does not count as an attempt.
@@ -7,20 +9,26 @@ sends has no effect. So is a job that its worker gives back, but that does not c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, Select, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from rookery_coordinator.database import now
+from rookery_coordinator.database import now, when_committed
 from rookery_coordinator.identifiers import new_id
 from rookery_coordinator.tables import Job, Outbox
 from rookery_coordinator.types import OPEN_JOB_STATES, Failure, JobKind, JobState
+from rookery_shared import metrics
 from rookery_shared.errors import JobNotQueued, StaleEpoch, UnknownResource
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 """Pause before each further attempt. A job that fails once more after the last has failed."""
+AT_ONCE = 5_000
+"""Most jobs of a queue that are announced again in one transaction."""
+PROBES = 100
+"""Most jobs of a queue without any claims that are announced again at once: if nobody listens, more are in the way."""
 MAX_DEATHS = 3
 """Attempts that may take the process down that they run in. A job that does it as often has failed."""
 SUSPICIOUS_ATTEMPTS = 3
@@ -34,10 +42,12 @@ class NewJob:
     parent: str
     round: str | None
     scope: Sequence[str] = ()
+    held: bool = False
+    """Its run or adaptation is paused."""
 
 
 def enqueue(session: Session, new: NewJob) -> Job:
-    """A job and the message that announces it, in one transaction."""
+    """A job and the message that announces it, in one transaction. One that is held has no message yet."""
     job = Job(
         id=new_id(),
         kind=new.kind,
@@ -45,7 +55,7 @@ def enqueue(session: Session, new: NewJob) -> Job:
         parent=new.parent,
         round=new.round,
         scope=list(new.scope),
-        state=JobState.QUEUED,
+        state=JobState.HELD if new.held else JobState.QUEUED,
         epoch=1,
         attempts=0,
         deaths=0,
@@ -53,7 +63,9 @@ def enqueue(session: Session, new: NewJob) -> Job:
         total=len(new.scope),
     )
     session.add(job)
-    _announce(session, job, delay=0.0)
+    _count(session, "new", job.state)
+    if not new.held:
+        _announce(session, job, delay=0.0)
     return job
 
 
@@ -61,23 +73,39 @@ def _announce(session: Session, job: Job, *, delay: float) -> None:
     session.add(Outbox(job=job.id, epoch=job.epoch, queue=job.queue, not_before=now() + delay))
 
 
+def _count(session: Session, before: str, after: str, jobs: int = 1) -> None:
+    when_committed(session, lambda: metrics.JOB_TRANSITIONS.labels(**{"from": before, "to": after}).inc(jobs))
+
+
 def _locked(session: Session, job_id: str) -> Job:
-    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+    """As it is now, whatever the session has read of it before."""
+    query = select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
+    job = session.scalar(query)
     if job is None:
         raise UnknownResource(f"there is no job {job_id}", name=job_id)
     return job
 
 
+def _stale(job: Job) -> StaleEpoch:
+    metrics.FENCED_WRITES.inc()
+    return StaleEpoch(f"job {job.id} is {job.state.value} at epoch {job.epoch}", job=job.id)
+
+
 def claim(session: Session, job_id: str, *, epoch: int, worker: str, lease_seconds: float) -> Job:
     """Take a queued job. The same worker may repeat its claim, in case the answer was lost.
 
-    Raises JobNotQueued if somebody else has it or it has ended, StaleEpoch if the message is of an older attempt.
+    Raises JobNotQueued if somebody else has it, it has ended or is held, StaleEpoch if the message is of an older
+    attempt.
     """
     job = _locked(session, job_id)
     if job.epoch != epoch:
+        metrics.DUPLICATE_DELIVERIES.inc()
         raise StaleEpoch(f"job {job_id} is at epoch {job.epoch}, not {epoch}", job=job_id)
     if job.state is not JobState.QUEUED and not (job.state is JobState.RUNNING and job.worker == worker):
+        metrics.DUPLICATE_DELIVERIES.inc()
         raise JobNotQueued(f"job {job_id} is {job.state.value}", job=job_id)
+    if job.state is JobState.QUEUED:
+        _count(session, JobState.QUEUED, JobState.RUNNING)
     job.state = JobState.RUNNING
     job.worker = worker
     job.lease_until = now() + lease_seconds
@@ -97,18 +125,21 @@ def heartbeat(session: Session, job_id: str, *, epoch: int, lease_seconds: float
     job = _locked(session, job_id)
     if job.epoch == epoch and job.state is JobState.CANCELLED:
         return True
-    raise StaleEpoch(f"job {job_id} is {job.state.value} at epoch {job.epoch}", job=job_id)
+    raise _stale(job)
 
 
 def own(session: Session, job_id: str, *, epoch: int) -> Job:
     """The job, locked, if it still runs under this epoch. Raises StaleEpoch otherwise."""
     job = _locked(session, job_id)
     if job.epoch != epoch or job.state is not JobState.RUNNING:
-        raise StaleEpoch(f"job {job_id} is {job.state.value} at epoch {job.epoch}", job=job_id)
+        raise _stale(job)
     return job
 
 
-def finish(job: Job, state: JobState, failure: Failure | None = None) -> None:
+def finish(session: Session, job: Job, state: JobState, failure: Failure | None = None) -> None:
+    _count(session, job.state, state)
+    if state is JobState.SUCCEEDED:
+        _observe(session, job)
     job.state = state
     job.lease_until = None
     job.done = job.total if state is JobState.SUCCEEDED else job.done
@@ -117,72 +148,132 @@ def finish(job: Job, state: JobState, failure: Failure | None = None) -> None:
         job.failure_reason, job.failure_message = failure.reason, failure.message
 
 
+def _observe(session: Session, job: Job) -> None:
+    seconds, kind = session.scalar(select(now() - job.start_time)) or 0.0, job.kind
+    when_committed(session, lambda: metrics.JOB_SECONDS.labels(kind=kind).observe(seconds))
+
+
 def runs_alone(job: Job) -> bool:
     """Whether it might harm what runs beside it."""
     return job.deaths > 0 or job.attempts >= SUSPICIOUS_ATTEMPTS
 
 
-def retry(session: Session, job: Job, *, died: bool = False) -> bool:
+def retry(session: Session, job: Job, *, held: bool, died: bool = False) -> bool:
     """Queue the job again under the next epoch, after a pause. Returns False if it has had its attempts.
 
-    `died` says that the process went down in which the attempt ran.
+    `died` says that the process went down in which the attempt ran, `held` as in `requeue`.
     """
     job.attempts += 1
     job.deaths += died
     if job.attempts > len(RETRY_SECONDS) or job.deaths >= MAX_DEATHS:
         return False
-    requeue(session, job, delay=RETRY_SECONDS[job.attempts - 1])
+    requeue(session, job, delay=RETRY_SECONDS[job.attempts - 1], held=held)
     return True
 
 
-def release(session: Session, job_id: str, *, epoch: int) -> None:
-    """Queue a job again at once that its worker gives back. Raises StaleEpoch if it has another owner."""
-    requeue(session, own(session, job_id, epoch=epoch), delay=0.0)
-
-
-def requeue(session: Session, job: Job, *, delay: float) -> None:
+def requeue(session: Session, job: Job, *, delay: float, held: bool) -> None:
+    """Under the next epoch. `held` if its run or adaptation is paused."""
+    before = job.state
     job.epoch += 1
-    job.state = JobState.QUEUED
+    job.state = JobState.HELD if held else JobState.QUEUED
     job.worker = None
     job.lease_until = None
     job.queue_time = now() + delay
-    _announce(session, job, delay=delay)
+    _count(session, before, job.state)
+    if not held:
+        _announce(session, job, delay=delay)
+
+
+def hold(session: Session, parent: str) -> None:
+    """Nobody can claim the parent's queued jobs until they are released. Those that run go on."""
+    held = session.execute(
+        update(Job).where(Job.parent == parent, Job.state == JobState.QUEUED).values(state=JobState.HELD)
+    )
+    _count(session, JobState.QUEUED, JobState.HELD, held.rowcount)  # type: ignore[attr-defined]  # as above
+
+
+def unhold(session: Session, parent: str) -> None:
+    """Queue the parent's held jobs, each under the epoch that it has."""
+    released = _announce_again(session, Job.parent == parent, Job.state == JobState.HELD)
+    _count(session, JobState.HELD, JobState.QUEUED, released)
 
 
 def cancel_open(session: Session, parent: str) -> None:
     """Cancel the jobs of a parent that have not ended. Their workers learn of it at the next heartbeat."""
+    query = select(Job.id, Job.state).where(Job.parent == parent, Job.state.in_(OPEN_JOB_STATES)).with_for_update()
+    jobs = session.execute(query).tuples().all()
+    for state, count in Counter(state for _, state in jobs).items():
+        _count(session, state, JobState.CANCELLED, count)
     session.execute(
         update(Job)
-        .where(Job.parent == parent, Job.state.in_(OPEN_JOB_STATES))
+        .where(Job.id.in_([id_ for id_, _ in jobs]))
         .values(state=JobState.CANCELLED, lease_until=None, end_time=now())
     )
 
 
-def expired(session: Session) -> list[Job]:
-    """Running jobs whose lease has run out, locked; a job whose owner never beat is among them."""
-    query = (
-        select(Job)
-        .where(Job.state == JobState.RUNNING, func.coalesce(Job.lease_until, Job.start_time, 0.0) < now())
-        .with_for_update(skip_locked=True)
-    )
-    return list(session.scalars(query))
+def expired(session: Session) -> list[str]:
+    """Running jobs whose lease has run out; a job whose owner never beat is among them."""
+    return list(session.scalars(select(Job.id).where(*_is_expired())))
+
+
+def own_expired(session: Session, job_id: str) -> Job | None:
+    """The job, locked, if its lease has run out and nobody has seen to it since."""
+    query = select(Job).where(Job.id == job_id, *_is_expired()).with_for_update()
+    return session.scalar(query.execution_options(populate_existing=True))
+
+
+def _is_expired() -> tuple[ColumnElement[bool], ...]:
+    return Job.state == JobState.RUNNING, func.coalesce(Job.lease_until, Job.start_time, 0.0) < now()
 
 
 def announce_forgotten(session: Session, *, after_seconds: float) -> int:
-    """Announce queued jobs again whose messages seem lost: their queue has seen no claim for this long.
+    """Announce queued jobs again whose messages seem lost. Returns how many.
 
     A broker that was wiped, or a worker that died between taking a message and claiming its job, loses messages. A
-    second message for the same epoch does no harm. Returns how many were announced.
+    second message for the same epoch does no harm. Two signs of a loss, both of them this long ago:
+
+    - The job's queue has seen no claim since. Some of its jobs are announced: if they are claimed, the next sign tells
+      of the rest.
+    - The job was overtaken: of its queue, one that was queued after it has been claimed. Queues keep their order.
     """
     threshold = now() - after_seconds
-    busy = select(Job.queue).where(or_(Job.start_time > threshold, Job.queue_time > threshold)).distinct()
-    query = (
-        select(Job)
-        .where(Job.state == JobState.QUEUED, Job.queue_time < threshold, Job.queue.not_in(busy))
-        .with_for_update(skip_locked=True)
+    waiting = (
+        Job.state == JobState.QUEUED,
+        Job.queue_time < threshold,
+        ~select(Outbox.id).where(Outbox.job == Job.id).exists(),  # else its message is still to be sent
     )
-    forgotten = list(session.scalars(query))
-    for job in forgotten:
-        job.queue_time = now()
-        _announce(session, job, delay=0.0)
-    return len(forgotten)
+    announced = 0
+    for queue in session.scalars(select(Job.queue).where(*waiting).distinct()).all():
+        oldest = select(Job.id).where(*waiting, Job.queue == queue).order_by(Job.queue_time)
+        if session.scalar(_is_quiet(queue, since=threshold)):
+            lost = oldest.limit(PROBES)
+        else:
+            claimed = session.scalar(_last_claimed(queue, before=threshold, since=threshold - 2 * after_seconds))
+            lost = oldest.where(Job.queue_time < claimed).limit(AT_ONCE)
+        announced += _announce_again(session, Job.id.in_(session.scalars(lost.with_for_update(skip_locked=True)).all()))
+    if announced:
+        when_committed(session, lambda: metrics.FORGOTTEN_JOBS.inc(announced))
+    return announced
+
+
+def _is_quiet(queue: str, *, since: ColumnElement[float]) -> Select[tuple[bool]]:
+    """Nothing was claimed or queued."""
+    seen = select(Job.id).where(Job.queue == queue, or_(Job.start_time > since, Job.queue_time > since))
+    return select(~seen.exists())
+
+
+def _last_claimed(
+    queue: str, *, before: ColumnElement[float], since: ColumnElement[float]
+) -> Select[tuple[float | None]]:
+    """When the youngest of the jobs that were claimed in a window of time had been queued."""
+    return select(func.max(Job.queue_time)).where(
+        Job.queue == queue, Job.start_time < before, Job.start_time > since, Job.start_time >= Job.queue_time
+    )
+
+
+def _announce_again(session: Session, *which: ColumnElement[bool]) -> int:
+    """Queue jobs from now on, in the order in which they were. Returns how many."""
+    columns = select(Job.id, Job.epoch, Job.queue, now()).where(*which).order_by(Job.queue_time)
+    session.execute(insert(Outbox).from_select(["job", "epoch", "queue", "not_before"], columns))
+    queued = session.execute(update(Job).where(*which).values(state=JobState.QUEUED, queue_time=now()))
+    return queued.rowcount  # type: ignore[attr-defined, no-any-return]  # as above

@@ -76,7 +76,7 @@ def slices(count: int, parts: int) -> list[tuple[int, int]]:
     return [(sum(lengths[:i]), length) for i, length in enumerate(lengths)]
 
 
-def write_run_rounds(session: Session, parent: str, plan: RunPlan, *, train: int, test: int) -> None:
+def write_run_rounds(session: Session, parent: str, plan: RunPlan, *, train: int, test: int) -> list[Round]:
     """The rounds of a run with this many train and test contexts."""
     rounds = _Plan(parent=parent)
 
@@ -124,10 +124,12 @@ def write_run_rounds(session: Session, parent: str, plan: RunPlan, *, train: int
     if control is not None:
         measure(CONTROL, control)
     session.add_all(rounds.rounds)
+    return rounds.rounds
 
 
-def write_adaptation_round(session: Session, parent: str, plan: AdaptationPlan) -> None:
+def write_adaptation_round(session: Session, parent: str, plan: AdaptationPlan) -> list[Round]:
     """The one round of an adaptation."""
     rounds = _Plan(parent=parent)
     rounds.add(Purpose.ADAPT, split=Split.TRAIN, contexts=1, self_edits=plan.self_edits, seeds=plan.seeds)
     session.add_all(rounds.rounds)
+    return rounds.rounds

@@ -1,10 +1,9 @@
-"""Finds work whose owner is gone: leases that ran out, messages that were lost."""
+"""Finds work whose owner is gone: leases that ran out, messages that were lost. Any number may run."""
 
 from __future__ import annotations
 
 from rookery_coordinator import leases, outcomes
 from rookery_coordinator.database import Database
-from rookery_coordinator.types import Failure
 from rookery_shared.faults import Point, fault_point
 from rookery_shared.log import get_logger
 
@@ -17,14 +16,12 @@ class Reaper:
         self._forgotten_seconds = forgotten_seconds
 
     def sweep(self) -> None:
-        with self._database.write() as session:
-            for job in leases.expired(session):
-                get_logger().warning("lease ran out", job=job.id, epoch=job.epoch, worker=job.worker, parent=job.parent)
-                lost = Failure(
-                    reason="WORKER_LOST", message=f"{job.worker} stopped answering; it was attempt {job.attempts + 1}"
-                )
+        with self._database.read() as session:
+            expired = leases.expired(session)
+        for job in expired:
+            with self._database.write() as session:
                 fault_point(Point.REAPING)
-                outcomes.retry_or_fail(session, job, lost)
+                outcomes.abandon(session, job)
         fault_point(Point.REAPED)
         with self._database.write() as session:
             announced = leases.announce_forgotten(session, after_seconds=self._forgotten_seconds)

@@ -54,7 +54,8 @@ class Expiry:
         expired = self._days > 0
         while expired:
             with self._database.write() as session:
-                rows = session.scalars(old.where(Adapter.parent.not_in(_open_work())).limit(_AT_ONCE)).all()
+                free = old.where(Adapter.parent.not_in(_open_work())).limit(_AT_ONCE)
+                rows = session.scalars(free.with_for_update(skip_locked=True)).all()  # others are another's to forget
                 for row in rows:
                     audit(session, "adapter expired", row.name, made_by=row.parent)
                     session.delete(row)

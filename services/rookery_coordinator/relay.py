@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from celery import Celery
 from kombu.exceptions import OperationalError
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, or_, select, update
 
 from rookery_coordinator.database import Database, now
 from rookery_coordinator.tables import Outbox
 from rookery_shared.faults import Point, fault_point
 from rookery_shared.jobs.queues import announce
 from rookery_shared.log import get_logger
+from rookery_shared.metrics import OUTBOX_AGE, OUTBOX_PENDING
 
 BATCH = 100
+CLAIM_SECONDS = 10.0
+"""What a relay has taken is another's after this long: it has died, or the broker keeps it waiting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Message:
+    id: int
+    job: str
+    epoch: int
+    queue: str
 
 
 class Relay:
@@ -28,23 +42,57 @@ class Relay:
 
         No transaction is open while the broker is talked to: it may take its time, and others must write meanwhile.
         """
+        taken = self._take()
+        sent = self._send(taken)
+        if taken:
+            self._put_down(sent, [message.id for message in taken if message.id not in sent])
+        return len(sent)
+
+    def measure(self) -> None:
+        """How much is due, for Prometheus."""
         with self._database.read() as session:
-            due = select(Outbox).where(Outbox.not_before <= now()).order_by(Outbox.id).limit(BATCH)
-            rows = session.scalars(due).all()
-        sent: list[int] = []
+            query = select(func.count(), now() - func.min(Outbox.not_before)).where(Outbox.not_before <= now())
+            pending, age = session.execute(query).tuples().one()
+        OUTBOX_PENDING.set(pending)
+        OUTBOX_AGE.set(age or 0.0)
+
+    def _take(self) -> list[_Message]:
+        """Messages that are due and that no other relay has."""
+        free = or_(Outbox.claimed_until.is_(None), Outbox.claimed_until < now())
+        due = select(Outbox.id).where(Outbox.not_before <= now(), free).order_by(Outbox.id).limit(BATCH)
+        claimed = due.with_for_update(skip_locked=True).cte("due")
+        taking = (
+            update(Outbox)
+            .where(Outbox.id.in_(select(claimed.c.id)))
+            .values(claimed_until=now() + CLAIM_SECONDS)
+            .returning(Outbox.id, Outbox.job, Outbox.epoch, Outbox.queue)
+        )
+        with self._database.read() as session:
+            if session.scalar(due.limit(1)) is None:
+                return []
+        with self._database.write() as session:
+            rows = session.execute(taking).all()
+        return [_Message(id=row.id, job=row.job, epoch=row.epoch, queue=row.queue) for row in sorted(rows)]
+
+    def _send(self, messages: Sequence[_Message]) -> set[int]:
+        """The ids of those that the broker has."""
+        sent: set[int] = set()
         try:
-            for row in rows:
+            for message in messages:
                 fault_point(Point.RELAYING)
-                announce(self._app, queue=row.queue, job=row.job, epoch=row.epoch)
+                announce(self._app, queue=message.queue, job=message.job, epoch=message.epoch)
                 fault_point(Point.RELAYED)
-                sent.append(row.id)
+                sent.add(message.id)
         except (OperationalError, OSError) as error:
             if not self._broker_is_down:
                 get_logger().warning("broker is down; messages wait in the outbox", error=str(error))
             self._broker_is_down = True
         else:
             self._broker_is_down = False
-        if sent:
-            with self._database.write() as session:
-                session.execute(delete(Outbox).where(Outbox.id.in_(sent)))
-        return len(sent)
+        return sent
+
+    def _put_down(self, sent: set[int], left: Sequence[int]) -> None:
+        with self._database.write() as session:
+            session.execute(delete(Outbox).where(Outbox.id.in_(sent)))
+            if left:
+                session.execute(update(Outbox).where(Outbox.id.in_(left)).values(claimed_until=None))

@@ -40,6 +40,7 @@ from rookery_coordinator.works import (
     Work,
     find_profile,
     find_work,
+    is_of_round,
     limits_of,
     plan_of,
     policy_adapter,
@@ -63,26 +64,27 @@ MAX_WRITTEN_QUESTIONS = 10
 # --- starting --------------------------------------------------------------------------------------------------------
 
 
-def start_work(session: Session, work: Work) -> None:
-    """Start every round that waits for no other."""
-    for round_ in session.scalars(select(Round).where(Round.parent == work.name, Round.after.is_(None))):
-        _start(session, work, round_)
-    _end_if_over(session, work)
+def start_work(session: Session, work: Work, planned: Sequence[Round], contexts: Sequence[Context]) -> None:
+    """Start every round that waits for no other, of all that the work has, and of all of its contexts."""
+    for round_ in planned:
+        if round_.after is None:
+            _start(session, work, round_, [context for context in contexts if is_of_round(context, round_)])
+    if not planned:
+        end_work(session, work, State.SUCCEEDED)
 
 
-def _start(session: Session, work: Work, round_: Round) -> None:
+def _start(session: Session, work: Work, round_: Round, contexts: Sequence[Context]) -> None:
     round_.state = State.RUNNING
     round_.policy = _starting_policy(session, work, round_)
+    tell(session, work.name, f"round {round_.position} ({round_.purpose.value}) started")
     match round_.purpose:
         case Purpose.BASELINE:
-            _write_blank_self_edits(session, work, round_)
+            _write_blank_self_edits(session, work, round_, contexts)
         case Purpose.CONTROL if round_.self_edits_from is not None:
-            pass  # there is nothing to wait for
+            session.flush()
+            _settle(session, work, round_)  # there is nothing to wait for
         case _:
-            _enqueue_generation(session, work, round_)
-    tell(session, work.name, f"round {round_.position} ({round_.purpose.value}) started")
-    session.flush()
-    _settle(session, work, round_)
+            _enqueue_generation(session, work, round_, contexts)
 
 
 def _starting_policy(session: Session, work: Work, round_: Round) -> int:
@@ -97,25 +99,21 @@ def _starting_policy(session: Session, work: Work, round_: Round) -> int:
     return work.policy
 
 
-def _enqueue_generation(session: Session, work: Work, round_: Round) -> None:
-    contexts = round_contexts(session, round_)
+def _enqueue_generation(session: Session, work: Work, round_: Round, contexts: Sequence[Context]) -> None:
     for chunk in _chunks(contexts, max(1, GENERATIONS_PER_JOB // round_.self_edits)):
-        new = leases.NewJob(
-            kind=JobKind.GENERATE,
-            queue=generate_queue(),
-            parent=work.name,
-            round=round_.id,
-            scope=[context.id for context in chunk],
-        )
-        leases.enqueue(session, new)
+        _enqueue(session, work, round_, JobKind.GENERATE, queue=generate_queue(), scope=[c.id for c in chunk])
 
 
-def _write_blank_self_edits(session: Session, work: Work, round_: Round) -> None:
+def _enqueue(session: Session, work: Work, round_: Round, kind: JobKind, *, queue: str, scope: Sequence[str]) -> None:
+    held = work.state is State.PAUSED
+    new = leases.NewJob(kind=kind, queue=queue, parent=work.name, round=round_.id, scope=scope, held=held)
+    leases.enqueue(session, new)
+
+
+def _write_blank_self_edits(session: Session, work: Work, round_: Round, contexts: Sequence[Context]) -> None:
     """The passage alone: what the student makes of it without a teacher."""
     blank = WrittenSelfEdit(prompt="", text="", seed=0, truncated=False, prompt_tokens=0, completion_tokens=0)
-    added = [
-        row for context in round_contexts(session, round_) for row in _add_self_edits(session, round_, context, [blank])
-    ]
+    added = [row for context in contexts for row in _add_self_edits(session, round_, context, [blank])]
     _plan_trials(session, work, round_, [(row, position) for row in added for position in range(round_.seeds)])
 
 
@@ -235,8 +233,7 @@ def _set_trained(trial: Trial, adapter: Adapter) -> None:
 
 def _enqueue_trials(session: Session, work: Work, round_: Round, kind: JobKind, trials: Sequence[str]) -> None:
     queue = train_queue(work.student) if kind is JobKind.TRAIN else evaluate_queue()
-    new = leases.NewJob(kind=kind, queue=queue, parent=work.name, round=round_.id, scope=list(trials))
-    leases.enqueue(session, new)
+    _enqueue(session, work, round_, kind, queue=queue, scope=trials)
 
 
 def apply_trained(
@@ -420,10 +417,7 @@ def _improve(session: Session, work: Work, round_: Round) -> None:
         round_.next_policy = round_.policy
         return
     tell(session, work.name, f"round {round_.position}: {len(kept)} self-edits of {round_.contexts} contexts kept")
-    new = leases.NewJob(
-        kind=JobKind.IMPROVE, queue=improve_queue(work.teacher), parent=work.name, round=round_.id, scope=kept
-    )
-    leases.enqueue(session, new)
+    _enqueue(session, work, round_, JobKind.IMPROVE, queue=improve_queue(work.teacher), scope=kept)
 
 
 def starting_adapter(session: Session, work: Work, round_: Round) -> str | None:
@@ -439,7 +433,7 @@ def _succeed(session: Session, work: Work, round_: Round) -> None:
         _choose_adapter(session, work, round_)
     session.flush()
     for following in session.scalars(select(Round).where(Round.after == round_.id).order_by(Round.position)):
-        _start(session, work, following)
+        _start(session, work, following, round_contexts(session, following))
     if round_.purpose is Purpose.TRAIN:
         for control in _of_same_contexts(session, round_, Purpose.CONTROL):
             _settle(session, work, control)
@@ -454,11 +448,31 @@ def _choose_adapter(session: Session, work: Adaptation, round_: Round) -> None:
 
 def _end_if_over(session: Session, work: Work) -> None:
     states = session.scalars(select(Round.state).where(Round.parent == work.name)).all()
-    if work.state is State.RUNNING and all(state.ended for state in states):
+    if all(state.ended for state in states):
         end_work(session, work, State.SUCCEEDED)
 
 
-# --- ending ----------------------------------------------------------------------------------------------------------
+# --- pausing and ending ----------------------------------------------------------------------------------------------
+
+
+def pause_work(session: Session, work: Work) -> None:
+    """No further job starts; those that run finish, and what follows from them waits. Only what runs can be paused."""
+    if work.state is not State.RUNNING:
+        return
+    work.state = State.PAUSED
+    leases.hold(session, work.name)
+    audit(session, "work paused", work.name)
+    tell(session, work.name, "paused: what runs will finish")
+
+
+def resume_work(session: Session, work: Work) -> None:
+    """Go on where it was. Has no effect on what is not paused."""
+    if work.state is not State.PAUSED:
+        return
+    work.state = State.RUNNING
+    leases.unhold(session, work.name)
+    audit(session, "work resumed", work.name)
+    tell(session, work.name, "resumed")
 
 
 def end_work(session: Session, work: Work, state: State, failure: Failure | None = None) -> None:
@@ -472,7 +486,8 @@ def end_work(session: Session, work: Work, state: State, failure: Failure | None
     for round_ in session.scalars(select(Round).where(Round.parent == work.name)):
         if not round_.state.ended:
             round_.state = state
-    leases.cancel_open(session, work.name)
+    if state is not State.SUCCEEDED:
+        leases.cancel_open(session, work.name)
     if isinstance(work, Run) and state is State.SUCCEEDED:
         adopt_if_better(session, work)
     audit(session, f"work {state.value}", work.name, reason=failure.reason if failure else None)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from rookery.errors import RookeryError
 from rookery.internal.v1 import job_service_pb2, job_service_pb2_grpc
 from rookery.v1 import (
     adaptation_service_pb2,
@@ -23,6 +24,7 @@ from rookery_coordinator.api.base import Units
 from rookery_coordinator.api.jobs import JobApi
 from rookery_coordinator.api.models import ModelApi
 from rookery_coordinator.api.runs import RunApi
+from rookery_coordinator.api.watching import Feed
 from rookery_coordinator.database import Database
 from rookery_coordinator.inventory import Inventory
 from rookery_coordinator.leftovers import Leftovers
@@ -39,15 +41,18 @@ from rookery_shared.store.probing import open_store
 
 T = TypeVar("T")
 
+VERIFY_SECONDS = 86_400.0
+"""Every adapter's every byte is read."""
+MEASURE_SECONDS = 5.0
+
 
 async def serve(settings: CoordinatorSettings) -> None:
-    """Until a signal. Raises SystemExit if the store cannot be used."""
+    """Until a signal. Any number of such processes may share a database. Raises SystemExit if the store is no good."""
     store = open_store(settings, writes=True)
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, seconds=settings.sql_seconds)
     units, inventory = Units(database), Inventory(database, store)
-    public = RpcServer(_public(units, store, inventory, settings), address=settings.address)
-    internal = RpcServer(_internal(units, settings), address=settings.job_address)
-    relay = Relay(database, make_app(broker_url=settings.broker_url))
+    public = RpcServer(_public(units, store, inventory, settings), address=settings.address, settings=settings)
+    internal = RpcServer(_internal(units, settings), address=settings.job_address, settings=settings)
     reaper = Reaper(database, forgotten_seconds=settings.forgotten_seconds)
     leftovers = Leftovers(database, store)
     expiry = Expiry(database, days=settings.keep_days)
@@ -60,7 +65,7 @@ async def serve(settings: CoordinatorSettings) -> None:
         await run_until_signalled(
             [internal, public],
             background=[
-                _forever(relay.send_due, pause=lambda sent: 0.0 if sent == BATCH else settings.relay_seconds),
+                *_relaying(database, settings),
                 _forever(reaper.sweep, pause=lambda _: settings.lease_seconds / 6),
                 _forever(leftovers.sweep, pause=lambda _: settings.leftovers_seconds),
                 _forever(collect, pause=lambda _: settings.collect_seconds),
@@ -70,19 +75,38 @@ async def serve(settings: CoordinatorSettings) -> None:
         database.close()
 
 
+async def relay(settings: CoordinatorSettings) -> None:
+    """Send messages, and nothing else, until a signal."""
+    database = Database(settings.database_url, seconds=settings.sql_seconds)
+    try:
+        await run_until_signalled([], background=_relaying(database, settings))
+    finally:
+        database.close()
+
+
+def _relaying(database: Database, settings: CoordinatorSettings) -> list[Callable[[], Awaitable[None]]]:
+    sender = Relay(database, make_app(broker_url=settings.broker_url))
+    return [
+        _forever(sender.send_due, pause=lambda sent: 0.0 if sent == BATCH else settings.relay_seconds),
+        _forever(sender.measure, pause=lambda _: MEASURE_SECONDS),
+    ]
+
+
 def _public(units: Units, store: ObjectStore, inventory: Inventory, settings: CoordinatorSettings) -> list[Servicer]:
     cache = open_cache(store, settings)
-    runs = RunApi(units, watch_seconds=settings.watch_seconds)
-    adaptations = AdaptationApi(units, watch_seconds=settings.watch_seconds)
+    feed = Feed(units, seconds=settings.watch_seconds)
+    runs, adaptations = RunApi(units, feed), AdaptationApi(units, feed)
     models, adapters = ModelApi(units), AdapterApi(units, store, cache, inventory)
     return [
         Servicer(
             add=lambda server: run_service_pb2_grpc.add_RunServiceServicer_to_server(runs, server),
             descriptor=run_service_pb2.DESCRIPTOR.services_by_name["RunService"],
+            watches=frozenset({"WatchRun"}),
         ),
         Servicer(
             add=lambda server: adaptation_service_pb2_grpc.add_AdaptationServiceServicer_to_server(adaptations, server),
             descriptor=adaptation_service_pb2.DESCRIPTOR.services_by_name["AdaptationService"],
+            watches=frozenset({"WatchAdaptation"}),
         ),
         Servicer(
             add=lambda server: model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server),
@@ -91,6 +115,7 @@ def _public(units: Units, store: ObjectStore, inventory: Inventory, settings: Co
         Servicer(
             add=lambda server: adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(adapters, server),
             descriptor=adapter_service_pb2.DESCRIPTOR.services_by_name["AdapterService"],
+            seconds={"VerifyStore": VERIFY_SECONDS},
         ),
     ]
 
@@ -112,6 +137,9 @@ def _forever(step: Callable[[], T], *, pause: Callable[[T], float]) -> Callable[
         while True:
             try:
                 seconds = pause(await asyncio.to_thread(step))
+            except RookeryError as error:
+                get_logger().warning("background step failed", reason=error.reason, message=error.message)
+                seconds = 1.0
             except Exception:
                 get_logger().exception("background step failed")
                 seconds = 1.0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from rookery_shared.settings import ServiceSettings, StoreSettings
+from rookery_shared.settings import ServerSettings, ServiceSettings, StoreSettings
 
 
-class CoordinatorSettings(ServiceSettings, StoreSettings):
+class CoordinatorSettings(ServiceSettings, ServerSettings, StoreSettings):
     """The server."""
 
     database_url: str = "sqlite:////var/lib/rookery/rookery.db"
     """SQLAlchemy URL: postgresql+psycopg://... or sqlite:///..."""
+    sql_seconds: float = Field(default=20.0, gt=0)
+    """The longest that a transaction may take on PostgreSQL. A database that has not answered by then is away."""
     address: str = "0.0.0.0:7070"
     """Where the public API listens."""
     job_address: str = "0.0.0.0:7071"
@@ -25,7 +27,7 @@ class CoordinatorSettings(ServiceSettings, StoreSettings):
     keep_days: float = Field(default=0.0, ge=0)
     """Adapters that no policy, alias or adaptation has chosen expire this long after they were made; 0: never."""
     forgotten_seconds: float = 60.0
-    """A queue without a claim for this long has its waiting jobs announced again."""
+    """A job whose queue has been quiet, or that was overtaken, for this long is announced again."""
     relay_seconds: float = 0.1
     """Pause between two looks at an empty outbox."""
     watch_seconds: float = 0.25

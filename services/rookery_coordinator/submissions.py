@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from rookery_coordinator.events import audit, tell
-from rookery_coordinator.identifiers import adaptation_name, new_id, policy_name, run_name
+from rookery_coordinator.identifiers import adaptation_name, policy_name, run_name
 from rookery_coordinator.plans import write_adaptation_round, write_run_rounds
 from rookery_coordinator.policies import active_recipe
 from rookery_coordinator.rounds import start_work
@@ -123,12 +123,14 @@ def create_run(
     )
     session.add(run)
     session.flush()
-    for split, contexts in ((Split.TRAIN, train), (Split.TEST, test)):
-        add_contexts(session, run.name, split, contexts, [new_id() for _ in contexts])
-    write_run_rounds(session, run.name, plan, train=len(train), test=len(test))
+    contexts = [
+        *add_contexts(session, run.name, Split.TRAIN, train),
+        *add_contexts(session, run.name, Split.TEST, test),
+    ]
+    planned = write_run_rounds(session, run.name, plan, train=len(train), test=len(test))
     session.flush()
     tell(session, run.name, f"accepted: {len(train)} train and {len(test)} test contexts")
-    start_work(session, run)
+    start_work(session, run, planned, contexts)
     return run
 
 
@@ -149,12 +151,11 @@ def create_adaptation(
         state=State.RUNNING,
     )
     session.add(adaptation)
-    session.flush()
-    add_contexts(session, adaptation.name, Split.TRAIN, [context], [new_id()])
-    write_adaptation_round(session, adaptation.name, plan)
+    contexts = add_contexts(session, adaptation.name, Split.TRAIN, [context])
+    planned = write_adaptation_round(session, adaptation.name, plan)
     session.flush()
     tell(session, adaptation.name, "accepted")
-    start_work(session, adaptation)
+    start_work(session, adaptation, planned, contexts)
     return adaptation
 
 

@@ -210,7 +210,7 @@ class Job(Base):
     __tablename__ = "jobs"
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[JobKind] = mapped_column(_stored(JobKind))
-    queue: Mapped[str] = mapped_column(index=True)
+    queue: Mapped[str]
     parent: Mapped[str] = mapped_column(index=True)
     round: Mapped[str | None] = mapped_column(ForeignKey("rounds.id"), index=True)
     scope: Mapped[list[Any]]
@@ -232,6 +232,7 @@ class Job(Base):
     """When this attempt was queued, or announced again."""
     start_time: Mapped[float | None]
     end_time: Mapped[float | None]
+    __table_args__ = (Index("jobs_by_claim", "queue", "start_time"), Index("jobs_by_queueing", "queue", "queue_time"))
 
 
 class Outbox(Base):
@@ -243,6 +244,8 @@ class Outbox(Base):
     epoch: Mapped[int]
     queue: Mapped[str]
     not_before: Mapped[float]
+    claimed_until: Mapped[float | None]
+    """Until then it is a relay's to send."""
 
 
 class Event(Base):

@@ -16,6 +16,8 @@ class State(StrEnum):
     WAITING = "waiting"
     """A round whose predecessor has not ended."""
     RUNNING = "running"
+    PAUSED = "paused"
+    """A run or an adaptation none of whose jobs starts. Its rounds stay as they are."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -28,6 +30,8 @@ class State(StrEnum):
 class JobState(StrEnum):
     QUEUED = "queued"
     """Waits for a worker; a message says so, or will."""
+    HELD = "held"
+    """Waits until its run or adaptation is resumed; nobody can claim it."""
     RUNNING = "running"
     """A worker holds its lease."""
     SUCCEEDED = "succeeded"
@@ -35,7 +39,7 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
-OPEN_JOB_STATES = (JobState.QUEUED, JobState.RUNNING)
+OPEN_JOB_STATES = (JobState.QUEUED, JobState.HELD, JobState.RUNNING)
 
 
 class JobKind(StrEnum):

@@ -11,8 +11,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from rookery_coordinator import tables
+from rookery_coordinator.identifiers import new_id
 from rookery_coordinator.rewards import Measured
-from rookery_coordinator.types import AdaptationPlan, Limits, Role, RunPlan
+from rookery_coordinator.types import AdaptationPlan, Limits, Role, RunPlan, Split
 from rookery_shared.errors import UnknownProfile, UnknownResource
 from rookery_shared.types import Context, Question, TrainingRecord
 
@@ -45,7 +46,9 @@ AnyWork = TypeVar("AnyWork", tables.Run, tables.Adaptation)
 
 def _find(session: Session, table: type[AnyWork], name: str, *, lock: bool) -> AnyWork:
     query = select(table).where(table.name == name)
-    work = session.scalar(query.with_for_update() if lock else query)
+    if lock:  # as it is now, whatever the session has read of it before
+        query = query.with_for_update().execution_options(populate_existing=True)
+    work = session.scalar(query)
     if work is None:
         raise UnknownResource(f"there is no {name!r}", name=name)
     return work
@@ -115,20 +118,28 @@ def round_contexts(session: Session, round_: tables.Round) -> Sequence[tables.Co
     return session.scalars(query).all()
 
 
+def is_of_round(context: tables.Context, round_: tables.Round) -> bool:
+    """As `round_contexts` finds them."""
+    last = round_.first_context + round_.contexts
+    return context.split is round_.split and round_.first_context <= context.position < last
+
+
 def to_context(row: tables.Context) -> Context:
     return Context(title=row.title, passage=row.passage, questions=tuple(Question(**q) for q in row.questions))
 
 
-def add_contexts(session: Session, parent: str, split: str, contexts: Sequence[Context], ids: Sequence[str]) -> None:
-    for position, (context, id_) in enumerate(zip(contexts, ids, strict=True)):
-        session.add(
-            tables.Context(
-                id=id_,
-                parent=parent,
-                split=split,
-                position=position,
-                title=context.title,
-                passage=context.passage,
-                questions=[asdict(q) for q in context.questions],
-            )
+def add_contexts(session: Session, parent: str, split: Split, contexts: Sequence[Context]) -> list[tables.Context]:
+    rows = [
+        tables.Context(
+            id=new_id(),
+            parent=parent,
+            split=split,
+            position=position,
+            title=context.title,
+            passage=context.passage,
+            questions=[asdict(q) for q in context.questions],
         )
+        for position, context in enumerate(contexts)
+    ]
+    session.add_all(rows)
+    return rows

@@ -38,7 +38,7 @@ async def _serve(settings: EvaluatorSettings) -> None:
         judging = make_engine(REMOTE_ENGINE, ModelSource(source=told.model), remote=told)
         judge = Judge(judging, max_new_tokens=told.max_new_tokens)
     evaluator = Evaluator(engine, open_cache(store, settings), judge=judge)
-    server = RpcServer([EvaluatorApi(evaluator).servicer()], address=settings.address)
+    server = RpcServer([EvaluatorApi(evaluator).servicer()], address=settings.address, settings=settings)
     await run_until_signalled([server], background=[engine.watch])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from rookery_shared.settings import ENDPOINTS, ModelServiceSettings, RemoteModel
+from rookery_shared.settings import ENDPOINTS, MODEL_CALLS, ModelServiceSettings, RemoteModel, ServerSettings
 
 
 class JudgeSettings(RemoteModel):
@@ -22,12 +22,14 @@ class JudgeSettings(RemoteModel):
         return self
 
 
-class EvaluatorSettings(ModelServiceSettings):
+class EvaluatorSettings(ModelServiceSettings, ServerSettings):
     """The evaluator's server."""
 
     model_config = ENDPOINTS
 
     address: str = "0.0.0.0:7073"
     """Where the server listens."""
+    calls_at_once: int = Field(default=MODEL_CALLS, ge=1)
+    """In flight; those beyond are told to try again soon."""
     judge: JudgeSettings = JudgeSettings()
     """Who grades where the grader `judge` is asked for."""

@@ -54,7 +54,8 @@ async def _serve(settings: TeacherSettings) -> None:
     if active:
         await teacher.activate(active)
     api = TeacherApi(teacher, max_new_tokens=profile.limits.max_new_tokens)
-    await run_until_signalled([RpcServer([api.servicer()], address=settings.address)], background=[engine.watch])
+    server = RpcServer([api.servicer()], address=settings.address, settings=settings)
+    await run_until_signalled([server], background=[engine.watch])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import asdict
 
 from rookery.v1 import teacher_service_pb2 as pb
@@ -16,6 +17,9 @@ from rookery_shared.rpc.server import RpcContext, Servicer
 from rookery_shared.types import MAX_REDRAWS
 from rookery_shared.wire import context_from_proto, sampling_from_proto
 from rookery_teacher.writing import Assignment, Teacher
+
+ACTIVATE_SECONDS = 300.0
+"""To fetch a policy and have it answer."""
 
 _FINISH = {
     Finish.STOP: pb.GenerateSelfEditsResponse.FINISH_REASON_STOP,
@@ -32,6 +36,7 @@ class TeacherApi(TeacherServiceServicer):
         return Servicer(
             add=lambda server: add_TeacherServiceServicer_to_server(self, server),
             descriptor=pb.DESCRIPTOR.services_by_name["TeacherService"],
+            seconds={"ActivatePolicy": ACTIVATE_SECONDS},
         )
 
     async def GenerateSelfEdits(
@@ -54,20 +59,21 @@ class TeacherApi(TeacherServiceServicer):
             sampling=sampling_from_proto(request.sampling, max_new_tokens=self._max_new_tokens),
             redraws=request.redraws,
         )
-        async for text in written:
-            yield pb.GenerateSelfEditsResponse(
-                assignment=text.assignment,
-                index=text.index,
-                prompt=text.prompt,
-                text=text.generation.text,
-                seed=text.seed,
-                finish_reason=_FINISH[text.generation.finish],
-                prompt_tokens=text.generation.prompt_tokens,
-                completion_tokens=text.generation.completion_tokens,
-                adapter=text.adapter,
-                draws=text.draws,
-            )
-            fault_point(Point.WRITTEN)
+        async with aclosing(written) as texts:
+            async for text in texts:
+                yield pb.GenerateSelfEditsResponse(
+                    assignment=text.assignment,
+                    index=text.index,
+                    prompt=text.prompt,
+                    text=text.generation.text,
+                    seed=text.seed,
+                    finish_reason=_FINISH[text.generation.finish],
+                    prompt_tokens=text.generation.prompt_tokens,
+                    completion_tokens=text.generation.completion_tokens,
+                    adapter=text.adapter,
+                    draws=text.draws,
+                )
+                fault_point(Point.WRITTEN)
 
     async def ActivatePolicy(self, request: pb.ActivatePolicyRequest, context: RpcContext) -> pb.ServingState:
         if not request.adapter:

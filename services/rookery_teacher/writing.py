@@ -6,7 +6,8 @@ A text that is blank, or that its context has already, teaches nothing new: it m
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from rookery_engines.base import Engine
@@ -103,7 +104,7 @@ class Teacher:
         style: str,
         sampling: Sampling,
         redraws: int = 0,
-    ) -> AsyncIterator[Written]:
+    ) -> AsyncGenerator[Written, None]:
         """Texts as they finish. Each is drawn again up to `redraws` times while it is nothing new.
 
         As long as it may be, a context's texts come in the order of its seeds; otherwise in any.
@@ -130,22 +131,23 @@ class Teacher:
             again: list[_Draft] = []
             in_order = _InOrder(drafts)
             requests = [GenerationRequest(prompt=d.prompt, sampling=sampling, seed=d.seed, adapter=ref) for d in drafts]
-            async for finished in self.engine.generate(requests):
-                for generation in [finished] if draws > draws_left else in_order.add(finished):
-                    draft, text = drafts[generation.request], generation.text.strip()
-                    if text in known[draft.assignment] and draws <= draws_left:
-                        again.append(replace(draft, seed=derive_seed(draft.seed, "again")))
-                        continue
-                    known[draft.assignment].add(text)
-                    yield Written(
-                        assignment=draft.assignment,
-                        index=draft.index,
-                        prompt=draft.prompt,
-                        seed=draft.seed,
-                        generation=generation,
-                        adapter=policy,
-                        draws=draws,
-                    )
+            async with aclosing(self.engine.generate(requests)) as generations:
+                async for finished in generations:
+                    for generation in [finished] if draws > draws_left else in_order.add(finished):
+                        draft, text = drafts[generation.request], generation.text.strip()
+                        if text in known[draft.assignment] and draws <= draws_left:
+                            again.append(replace(draft, seed=derive_seed(draft.seed, "again")))
+                            continue
+                        known[draft.assignment].add(text)
+                        yield Written(
+                            assignment=draft.assignment,
+                            index=draft.index,
+                            prompt=draft.prompt,
+                            seed=draft.seed,
+                            generation=generation,
+                            adapter=policy,
+                            draws=draws,
+                        )
             if not again:
                 return
             drafts = sorted(again, key=lambda draft: (draft.assignment, draft.index))

@@ -115,6 +115,12 @@ class Client:
     def cancel_adaptation(self, name: str) -> adaptation_service_pb2.Adaptation:
         return call(self._adaptations.CancelAdaptation, adaptation_service_pb2.CancelAdaptationRequest(name=name))
 
+    def pause_adaptation(self, name: str) -> adaptation_service_pb2.Adaptation:
+        return call(self._adaptations.PauseAdaptation, adaptation_service_pb2.PauseAdaptationRequest(name=name))
+
+    def resume_adaptation(self, name: str) -> adaptation_service_pb2.Adaptation:
+        return call(self._adaptations.ResumeAdaptation, adaptation_service_pb2.ResumeAdaptationRequest(name=name))
+
     def watch_adaptation(
         self, name: str, *, after_sequence: int = 0
     ) -> Iterator[adaptation_service_pb2.AdaptationEvent]:
@@ -140,6 +146,13 @@ class Client:
 
     def cancel_run(self, name: str) -> run_service_pb2.Run:
         return call(self._runs.CancelRun, run_service_pb2.CancelRunRequest(name=name))
+
+    def pause_run(self, name: str) -> run_service_pb2.Run:
+        """No further job of the run starts until it is resumed; those that run finish."""
+        return call(self._runs.PauseRun, run_service_pb2.PauseRunRequest(name=name))
+
+    def resume_run(self, name: str) -> run_service_pb2.Run:
+        return call(self._runs.ResumeRun, run_service_pb2.ResumeRunRequest(name=name))
 
     def watch_run(self, name: str, *, after_sequence: int = 0) -> Iterator[run_service_pb2.RunEvent]:
         """Events until the run has ended; survives a server that restarts."""

@@ -24,6 +24,8 @@ class RookeryError(Exception):
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
     reason: ClassVar[str] = "UNKNOWN"
+    retry_seconds: ClassVar[float] = 0.0
+    """When to try again, as `google.rpc.RetryInfo` says it; 0 says nothing of it."""
 
     def __init__(self, message: str, **metadata: str) -> None:
         super().__init__(message)
@@ -37,10 +39,14 @@ class RookeryError(Exception):
         return (_rebuild, (type(self), self.message, self.metadata))
 
     def to_status(self) -> status_pb2.Status:
-        """The error as `google.rpc.Status` with one `ErrorInfo`."""
+        """The error as `google.rpc.Status` with one `ErrorInfo`, and a `RetryInfo` if it says when to try again."""
         info = error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
         status.details.add().Pack(info)
+        if self.retry_seconds:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromMilliseconds(round(self.retry_seconds * 1000))
+            status.details.add().Pack(retry)
         return status
 
     def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
@@ -55,17 +61,20 @@ def _rebuild(kind: type[RookeryError], message: str, metadata: dict[str, str]) -
 class CallFailed(RookeryError):
     """A call that the server, or the way to it, answered with an error."""
 
-    def __init__(self, message: str, *, code: grpc.StatusCode, reason: str, **metadata: str) -> None:
+    def __init__(
+        self, message: str, *, code: grpc.StatusCode, reason: str, retry_seconds: float = 0.0, **metadata: str
+    ) -> None:
         super().__init__(message, **metadata)
         self.code = code  # type: ignore[misc]  # a received error has the code that it was sent with
         self.reason = reason  # type: ignore[misc]  # likewise
+        self.retry_seconds = retry_seconds  # type: ignore[misc]  # likewise
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_call, (self.message, self.code.name, self.reason, self.metadata))
+        return (_rebuild_call, (self.message, self.code.name, self.reason, self.retry_seconds, self.metadata))
 
 
-def _rebuild_call(message: str, code: str, reason: str, metadata: dict[str, str]) -> CallFailed:
-    return CallFailed(message, code=grpc.StatusCode[code], reason=reason, **metadata)
+def _rebuild_call(message: str, code: str, reason: str, retry_seconds: float, metadata: dict[str, str]) -> CallFailed:
+    return CallFailed(message, code=grpc.StatusCode[code], reason=reason, retry_seconds=retry_seconds, **metadata)
 
 
 class BadFile(RookeryError):
@@ -80,15 +89,18 @@ def from_rpc(error: grpc.RpcError) -> CallFailed:
     code: grpc.StatusCode = error.code()
     message: str = error.details() or code.name
     metadata: Any = error.trailing_metadata() or ()
-    for key, value in metadata:
-        if key != _DETAILS_KEY:
-            continue
-        status = status_pb2.Status.FromString(value)
-        for detail in status.details:
-            info = error_details_pb2.ErrorInfo()
-            if detail.Unpack(info):
-                return CallFailed(status.message, code=code, reason=info.reason, **dict(info.metadata))
-    return CallFailed(message, code=code, reason=code.name)
+    status = status_pb2.Status.FromString(dict(metadata).get(_DETAILS_KEY, b""))
+    info, retry = error_details_pb2.ErrorInfo(reason=code.name), error_details_pb2.RetryInfo()
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(retry)
+    return CallFailed(
+        status.message or message,
+        code=code,
+        reason=info.reason,
+        retry_seconds=retry.retry_delay.ToMilliseconds() / 1000,
+        **dict(info.metadata),
+    )
 
 
 __all__ = ["DOMAIN", "BadFile", "CallFailed", "RookeryError", "from_rpc"]

@@ -6,12 +6,15 @@ Used by the public client and by the services among themselves.
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
 
-from rookery.errors import from_rpc
+from rookery.deadlines import remaining
+from rookery.errors import CallFailed, from_rpc
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -49,35 +52,66 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_reconnect_backoff_ms", 3_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),  # whoever lost a server wants to know of its successor
 )
 
 
 def open_channel(target: str) -> grpc.Channel:
-    """A channel to `host:port`, `dns:///name:port` or `unix:path`. Connects when it is first used."""
+    """A channel to `host:port`, `ipv4:one:port,other:port`, `dns:///name:port` or `unix:path`.
+
+    Connects when it is first used. Calls go to all servers behind it in turn.
+    """
     return grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
 
 
 def call(
     method: Callable[..., Response], request: Any, *, seconds: float = DEADLINE_SECONDS, patient: bool = False
 ) -> Response:
-    """One unary call. `patient` waits for an unreachable server until the deadline instead of failing at once.
+    """One unary call, which takes no longer than what is left of the call that is being answered.
 
-    Raises CallFailed.
+    An overloaded server is asked again when it says, until the deadline. `patient` waits for an unreachable one until
+    then, too, instead of failing at once. Raises CallFailed.
     """
-    try:
-        return method(request, timeout=seconds, wait_for_ready=patient)
-    except grpc.RpcError as error:
-        raise from_rpc(error) from None
+    end = time.monotonic() + remaining(seconds)
+    while True:
+        try:
+            return method(request, timeout=_until(end), wait_for_ready=patient)
+        except grpc.RpcError as error:
+            _stand_back(from_rpc(error), end)
 
 
 def stream(
     method: Callable[..., Iterator[Response]], request: Any, *, seconds: float, patient: bool = False
 ) -> Iterator[Response]:
-    """A call that answers many times. Closing the iterator cancels the call. Raises CallFailed."""
-    responses: Any = method(request, timeout=seconds, wait_for_ready=patient)
-    try:
-        yield from responses
-    except grpc.RpcError as error:
-        raise from_rpc(error) from None
-    finally:
-        responses.cancel()
+    """A call that answers many times; as `call`, until its first answer. Closing the iterator cancels the call."""
+    end = time.monotonic() + remaining(seconds)
+    answered = False
+    while True:
+        responses: Any = method(request, timeout=_until(end), wait_for_ready=patient)
+        try:
+            for response in responses:
+                answered = True
+                yield response
+            return
+        except grpc.RpcError as error:
+            failure = from_rpc(error)
+        finally:
+            responses.cancel()
+        if answered:
+            raise failure
+        _stand_back(failure, end)
+
+
+def _until(end: float) -> float:
+    return max(0.0, end - time.monotonic())
+
+
+def _stand_back(failure: CallFailed, end: float) -> None:
+    """Wait for as long as the server asks, and a little more, so that not all come back at once.
+
+    Raises the failure if the server asks for nothing, or for more than there is time for.
+    """
+    pause = failure.retry_seconds * random.uniform(1.0, 1.5)
+    if not pause or pause >= _until(end):
+        raise failure from None
+    time.sleep(pause)

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -54,8 +54,15 @@ class Text:
 
 
 @torch.inference_mode()
-def decode(model: AdaptedModel, rows: Sequence[Row], *, pad: int, stop: frozenset[int]) -> Iterator[Row]:
-    """Yield each row when it is finished. The batch shrinks as rows finish."""
+def decode(
+    model: AdaptedModel,
+    rows: Sequence[Row],
+    *,
+    pad: int,
+    stop: frozenset[int],
+    unwanted: Callable[[], bool] = lambda: False,
+) -> Iterator[Row]:
+    """Yield each row when it is finished. The batch shrinks as rows finish, and ends when it is `unwanted`."""
     active = [row for row in rows if not row.finished]
     yield from (row for row in rows if row.finished)
     if not active:
@@ -65,7 +72,7 @@ def decode(model: AdaptedModel, rows: Sequence[Row], *, pad: int, stop: frozense
     cache, shared = _read_shared(model, prompts, [row.adapter for row in active], most=min(map(len, prompts)) - 1)
     input_ids_BT, mask_BT, position_ids_BT = _left_padded(prompts, first=shared, pad=pad, device=device)
     draws = [row.draws() for row in active]
-    while True:
+    while not unwanted():
         logits_BV = (
             model(
                 [row.adapter for row in active],

@@ -76,10 +76,8 @@ class TransformersEngine:
 
         def work() -> None:
             try:
-                for generation in self._generate(requests):
+                for generation in self._generate(requests, unwanted=cancelled.is_set):
                     loop.call_soon_threadsafe(finished.put_nowait, generation)
-                    if cancelled.is_set():
-                        return
             finally:
                 loop.call_soon_threadsafe(finished.put_nowait, None)
 
@@ -129,11 +127,14 @@ class TransformersEngine:
         prompt, completion = self._texts.pair(request)
         return Text(prompt=prompt, completion=completion, adapter=_name(request.adapter))
 
-    def _generate(self, requests: Sequence[GenerationRequest]) -> Iterator[Generation]:
+    def _generate(self, requests: Sequence[GenerationRequest], *, unwanted: Callable[[], bool]) -> Iterator[Generation]:
+        """Until they are `unwanted`, which is looked at before every token."""
         for indices in self._batches([r.adapter for r in requests]):
+            if unwanted():
+                return
             rows = [self._row(i, requests[i]) for i in indices]
             self._model.load(_named([requests[i] for i in indices]))
-            for row in decode(self._model, rows, pad=self._pad, stop=self._stop):
+            for row in decode(self._model, rows, pad=self._pad, stop=self._stop, unwanted=unwanted):
                 yield Generation(
                     request=row.index,
                     text=self._texts.text(row.tokens),

@@ -120,6 +120,20 @@ class ObjectMissing(RookeryError):
     reason = "OBJECT_MISSING"
 
 
+class DatabaseUnavailable(RookeryError):
+    """The database cannot be reached, or takes too long. Whether the call has had its effect is unknown: repeat it."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "DATABASE_UNAVAILABLE"
+
+
+class MigrationBlocked(RookeryError):
+    """Somebody holds a table that a migration changes. Nothing has been changed; migrate again."""
+
+    code = StatusCode.ABORTED
+    reason = "MIGRATION_BLOCKED"
+
+
 class StoreUnusable(RookeryError):
     """The object store cannot do something that the service needs; the message says what."""
 
@@ -247,6 +261,28 @@ class EngineDead(RookeryError):
 
     code = StatusCode.UNAVAILABLE
     reason = "ENGINE_DEAD"
+
+
+class Overloaded(RookeryError):
+    """The server has as many calls in flight as it takes. Nothing was done; try again when it says."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+    reason = "OVERLOADED"
+    retry_seconds = 0.5
+
+
+class DeadlineExceeded(RookeryError):
+    """The call took longer than its caller, or the method where the caller said nothing, gives it."""
+
+    code = StatusCode.DEADLINE_EXCEEDED
+    reason = "DEADLINE_EXCEEDED"
+
+
+class ShuttingDown(RookeryError):
+    """The server stops and has ended the call. Take it up with another one."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "SHUTTING_DOWN"
 
 
 class Cancelled(RookeryError):

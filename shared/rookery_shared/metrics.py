@@ -14,9 +14,7 @@ SECONDS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3_600, 10_800, 36_000)
 DUPLICATE_DELIVERIES = Counter(
     "rookery_duplicate_delivery_total", "Messages of jobs that somebody had claimed, or that had ended"
 )
-MESSAGES_REFUSED = Counter(
-    "rookery_message_refused_total", "Messages that announced no job: not JSON, or of another form"
-)
+MESSAGES_REFUSED = Counter("rookery_message_refused_total", "Messages that announced no job, such as what is not JSON")
 FENCED_WRITES = Counter(
     "rookery_fenced_write_total", "Writes refused because their job had gone to another attempt, or had ended"
 )
@@ -32,6 +30,7 @@ JOB_SECONDS = Histogram(
 OUTBOX_PENDING = Gauge("rookery_outbox_pending", "Messages that are due and not sent")
 OUTBOX_AGE = Gauge("rookery_outbox_age_seconds", "How long the oldest of them has been due")
 ADAPTER_PUBLISHES = Counter("rookery_adapter_publish_total", "Attempts to publish an adapter", ["result"])
+CALLS_REFUSED = Counter("rookery_call_refused_total", "Calls refused because there were too many in flight")
 ADAPTERS_REFUSED = Counter("rookery_adapter_refused_total", "Stored adapters that were not loaded", ["reason"])
 
 

@@ -12,6 +12,8 @@ from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 CACHE_BYTES = 16 << 30
+MODEL_CALLS = 32
+"""At once, of a server with a model: each is work for minutes, which waits for the others."""
 
 
 class ServiceSettings(BaseSettings):
@@ -47,6 +49,21 @@ class StoreSettings(BaseSettings):
     s3_secret_key: SecretStr = SecretStr("")
     s3_secure: bool = True
     """Use TLS."""
+
+
+class ServerSettings(BaseSettings):
+    """How a gRPC server treats those who call it."""
+
+    model_config = SettingsConfigDict(env_prefix="ROOKERY_", extra="ignore")
+
+    calls_at_once: int = Field(default=256, ge=1)
+    """In flight at an address; those beyond are told to try again soon."""
+    watches_at_once: int = Field(default=10_000, ge=1)
+    """Callers that wait for events, at an address; they are not among the calls."""
+    drain_seconds: float = Field(default=10.0, ge=0)
+    """What calls in flight have to end by themselves when the server stops."""
+    connection_seconds: float = Field(default=300.0, gt=0)
+    """Then a client has to connect anew, and learns of servers that were started meanwhile."""
 
 
 class RemoteModel(BaseModel):

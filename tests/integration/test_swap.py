@@ -17,6 +17,7 @@ from rookery.v1.teacher_service_pb2_grpc import TeacherServiceStub
 from rookery_engines.models import ModelSource
 from rookery_engines.transformers import TransformersEngine
 from rookery_shared.rpc.server import RpcServer
+from rookery_shared.settings import ServerSettings
 from rookery_shared.store.adapters import AdapterCache, Origin, adapter_name, publish
 from rookery_shared.store.local import LocalStore
 from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe
@@ -91,7 +92,7 @@ def test_policies_change_under_a_stream_of_calls(
     async def run() -> list[pb.GenerateSelfEditsResponse]:
         engine = TransformersEngine(ModelSource(source=str(model_folder)), max_adapters=2)
         api = TeacherApi(Teacher(engine, AdapterCache(store, tmp_path / "cache")), max_new_tokens=12)
-        server = RpcServer([api.servicer()], address=f"unix:{tmp_path}/teacher")
+        server = RpcServer([api.servicer()], address=f"unix:{tmp_path}/teacher", settings=ServerSettings())
         await server.start()
         try:
             with grpc.insecure_channel(server.address) as channel:

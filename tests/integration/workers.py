@@ -34,6 +34,13 @@ def no_worth(round_: Round, context: Context, position: int) -> float:
     return position / 10
 
 
+def no_adapter(job: Job, what: str) -> results.TrainedAdapter:
+    """The name of one that is in no store."""
+    digest = hashlib.sha256(f"{job.id}/{job.epoch}/{what}".encode()).hexdigest()
+    record = TrainingRecord(losses=(1.0, 0.5), tokens=10, seconds=0.1, weight_change=1.0)
+    return results.TrainedAdapter(name=f"adapters/{digest}", size_bytes=100, training=record)
+
+
 @dataclass
 class Workers:
     """Does whatever the outbox announces."""
@@ -52,6 +59,8 @@ class Workers:
     """Self-edits of each context that were drawn again."""
     forgetting: Callable[[int], float] = lambda self_edit: 0.0
     """What a trial has forgotten, by the position of its self-edit."""
+    make_adapter: Callable[[Job, str], results.TrainedAdapter] = no_adapter
+    """By the trial that it is for, or "policy"."""
     done: list[tuple[str, JobKind]] = field(default_factory=list)
 
     def messages(self) -> list[tuple[str, int]]:
@@ -96,14 +105,14 @@ class Workers:
             case JobKind.GENERATE:
                 rounds.apply_generated(session, job, [self._written(session, job, c) for c in job.scope])
             case JobKind.TRAIN:
-                adapters = {trial: _adapter(job, trial) for trial in job.scope}
+                adapters = {trial: self.make_adapter(job, trial) for trial in job.scope}
                 failures = {trial: "no luck" for trial in job.scope if self._fails(session, trial)}
                 rounds.apply_trained(session, job, adapters, failures)
             case JobKind.EVALUATE:
                 items = [self._evaluated(session, trial) for trial in job.scope]
                 rounds.apply_evaluated(session, job, items, base_model="m", graders=["exact/1"])
             case JobKind.IMPROVE:
-                rounds.apply_improved(session, job, _adapter(job, "policy"))
+                rounds.apply_improved(session, job, self.make_adapter(job, "policy"))
             case JobKind.ACTIVATE:
                 pass
 
@@ -152,9 +161,3 @@ class Workers:
             blank_after=self.blank,
             forgetting=self.forgetting(self_edit.position),
         )
-
-
-def _adapter(job: Job, what: str) -> results.TrainedAdapter:
-    digest = hashlib.sha256(f"{job.id}/{job.epoch}/{what}".encode()).hexdigest()
-    record = TrainingRecord(losses=(1.0, 0.5), tokens=10, seconds=0.1, weight_change=1.0)
-    return results.TrainedAdapter(name=f"adapters/{digest}", size_bytes=100, training=record)

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from rookery_coordinator.tables import Job
-from tests.requirements.light import Light, Worker
+from tests.requirements.light import Light, Process
 
 
 @contextmanager
-def isolated_worker(light: Light, *, slots: int = 1, **settings: Any) -> Iterator[Worker]:
+def isolated_worker(light: Light, *, slots: int = 1, **settings: Any) -> Iterator[Process]:
     worker = light.start_worker(slots=slots, module="tests.requirements.isolated_worker", **settings)
     try:
         yield worker
     finally:
-        worker.process.end(signal.SIGKILL)
+        worker.server.end(signal.SIGKILL)
 
 
 def process_of(light: Light, job: str) -> int:
@@ -34,11 +34,11 @@ def runs(pid: int) -> bool:
         return False
 
 
-def steps(light: Light, job: str, *, epoch: int = 1, after: float = 0.0) -> list[dict[str, Any]]:
-    """That were taken after a time."""
+def noted(light: Light, job: str, what: str, *, epoch: int = 1, after: float = 0.0) -> list[dict[str, Any]]:
+    """What an attempt at a job has said of itself, after a time."""
     return [
         entry
-        for entry in light.journal("step")
+        for entry in light.journal(what)
         if entry["job"] == job and entry["epoch"] == epoch and entry["time"] > after
     ]
 

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from rookery.local.broker import free_port
 from rookery.local.cluster import wait_until_serving
-from rookery_coordinator import submissions
+from rookery_coordinator import leases, submissions
 from rookery_coordinator.database import Database
 from rookery_coordinator.schema import migrate
-from rookery_coordinator.tables import Job, Outbox, SelfEdit
-from rookery_coordinator.types import AdaptationPlan, JobState, Reward
-from rookery_shared.types import Context, LoraRecipe
+from rookery_coordinator.tables import Context, Job, Outbox, SelfEdit
+from rookery_coordinator.types import OPEN_JOB_STATES, AdaptationPlan, JobState, Reward
+from rookery_shared import types
+from rookery_shared.types import LoraRecipe
 from tests.integration.worlds import STUDENT, TEACHER, make_profiles
 from tests.servers.processes import ServerProcess
 
@@ -32,14 +33,14 @@ PLAN = AdaptationPlan(self_edits=SELF_EDITS, seeds=2, reward=Reward.EXACT, stude
 
 
 @dataclass
-class Worker:
-    process: ServerProcess
+class Process:
+    server: ServerProcess
     log: Path
     metrics_port: int
 
     @property
     def alive(self) -> bool:
-        return self.process.alive
+        return self.server.alive
 
     def counted(self, metric: str) -> float:
         """A counter's value, as Prometheus reads it."""
@@ -54,47 +55,56 @@ class Light:
     database: Database
     broker_url: str
     environment: dict[str, str]
-    processes: list[ServerProcess] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
 
     # --- processes ------------------------------------------------------------------------------------------------
 
     def start_worker(
-        self,
-        *,
-        slots: int = 1,
-        broker_url: str = "",
-        module: str = "tests.requirements.light_worker",
-        **settings: Any,
-    ) -> Worker:
+        self, *, slots: int = 1, broker_url: str = "", module: str = "tests.requirements.light_worker", **settings: Any
+    ) -> Process:
         """`settings` are those of the light worker, without its prefix."""
-        number, port = len(self.processes), free_port()
-        log = self.folder / f"worker-{number}.log"
         told = {f"ROOKERY_LIGHT_{name.upper()}": _text(value) for name, value in {"slots": slots, **settings}.items()}
-        environment = {
-            **self.environment,
-            **told,
-            "ROOKERY_BROKER_URL": broker_url or self.broker_url,
-            "ROOKERY_METRICS_PORT": str(port),
-        }
-        argv = [sys.executable, "-m", module]
-        self.processes.append(ServerProcess(argv, log=log, env=environment))
-        return Worker(process=self.processes[-1], log=log, metrics_port=port)
+        if broker_url:
+            told["ROOKERY_BROKER_URL"] = broker_url
+        return self.start(module, **told)
+
+    def start(self, module: str, *arguments: str, **environment: str) -> Process:
+        log, port = self.folder / f"{len(self.processes)}-{module}.log", free_port()
+        told = {**self.environment, "ROOKERY_METRICS_PORT": str(port), **environment}
+        server = ServerProcess([sys.executable, "-m", module, *arguments], log=log, env=told)
+        self.processes.append(Process(server=server, log=log, metrics_port=port))
+        return self.processes[-1]
+
+    def end_workers(self) -> None:
+        for process in self.processes[:0:-1]:
+            process.server.end(signal.SIGKILL)
+        del self.processes[1:]
+
+    @property
+    def coordinator(self) -> Process:
+        return self.processes[0]
 
     # --- jobs -----------------------------------------------------------------------------------------------------
 
-    def submit(self, *what: float | str) -> list[str]:
-        """A job for each duration, or for each title. Returns their ids."""
+    def submit(self, *what: float | str, queue: str = "generate") -> list[str]:
+        """A job for each duration or title, all on one queue. Returns their ids."""
         jobs = []
         for each in what:
             with self.database.write() as session:
                 title = each if isinstance(each, str) else f"{each} seconds"
-                context = Context(title=title, passage="Zzz.")
+                context = types.Context(title=title, passage="Zzz.")
                 adaptation = submissions.create_adaptation(
                     session, teacher=TEACHER, student=STUDENT, plan=PLAN, context=context
                 )
                 session.flush()
-                jobs.append(session.scalars(select(Job.id).where(Job.parent == adaptation.name)).one())
+                job = session.scalars(select(Job).where(Job.parent == adaptation.name)).one()
+                session.scalars(select(Outbox).where(Outbox.job == job.id)).one().queue = job.queue = queue
+                jobs.append(job.id)
         return jobs
+
+    def cancel_all(self) -> None:
+        with self.database.write() as session:
+            session.execute(update(Job).where(Job.state.in_(OPEN_JOB_STATES)).values(state=JobState.CANCELLED))
 
     def states(self, jobs: list[str]) -> list[JobState]:
         with self.database.read() as session:
@@ -108,14 +118,22 @@ class Light:
             what=lambda: f"all succeed: {self.states(jobs)}",
         )
 
+    def cancel(self, job: str) -> None:
+        with self.database.write() as session:
+            leases.cancel_open(session, session.get_one(Job, job).parent)
+
     def epochs(self, jobs: list[str]) -> list[int]:
         with self.database.read() as session:
             return [session.get_one(Job, job).epoch for job in jobs]
 
-    def self_edits(self) -> int:
-        """What all jobs together have left in the rows."""
+    def effects(self, jobs: list[str]) -> list[int]:
+        """How many self-edits each job has left in the rows; one that took effect once has left SELF_EDITS."""
         with self.database.read() as session:
-            return session.scalar(select(func.count()).select_from(SelfEdit).where(SelfEdit.text != "")) or 0
+            parents = [session.get_one(Job, job).parent for job in jobs]
+            count = select(func.count()).select_from(SelfEdit).join(Context, Context.id == SelfEdit.context)
+            return [
+                session.scalar(count.where(Context.parent == parent, SelfEdit.text != "")) or 0 for parent in parents
+            ]
 
     def announce_again(self, jobs: list[str]) -> None:
         """Messages as the jobs' first ones, whatever has become of the jobs."""
@@ -126,6 +144,10 @@ class Light:
     def unsent(self) -> int:
         with self.database.read() as session:
             return session.scalar(select(func.count()).select_from(Outbox)) or 0
+
+    def duplicates(self) -> float:
+        """Messages that announced a job which somebody had claimed or which had ended."""
+        return self.coordinator.counted("rookery_duplicate_delivery_total")
 
     def journal(self, what: str = "started") -> list[dict[str, Any]]:
         """What the workers did."""
@@ -157,16 +179,16 @@ def start_light(folder: Path, broker_url: str, **settings: Any) -> Iterator[Ligh
         "ROOKERY_JOB_SERVICE_TARGET": f"unix:{folder}/jobs.sock",
         "ROOKERY_LIGHT_JOURNAL": str(folder / "journal"),
         "ROOKERY_LOG_FORMAT": "text",
+        "PYTHONPATH": os.pathsep.join(sys.path),
     }
     light = Light(folder=folder, database=database, broker_url=broker_url, environment=environment)
-    argv = [sys.executable, "-m", "rookery_coordinator", "serve"]
-    light.processes.append(ServerProcess(argv, log=folder / "coordinator.log", env=environment))
+    light.start("rookery_coordinator", "serve")
     try:
         wait_until_serving(address)
         yield light
     finally:
-        for process in light.processes[::-1]:
-            process.end(signal.SIGKILL)
+        light.end_workers()
+        light.coordinator.server.end(signal.SIGKILL)
         database.close()
 
 
@@ -180,6 +202,3 @@ def until(holds: Callable[[], object], *, seconds: float, what: str | Callable[[
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-os.environ.setdefault("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))

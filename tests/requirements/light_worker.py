@@ -1,4 +1,4 @@
-"""A worker without a model: the real process on a real broker, whose jobs sleep for as long as their context's title says.
+"""A worker without a model: the real process on a real broker. A job sleeps for as long as its context's title says.
 
 Everything but the handler is the product's. What it does is written to a file, a line of JSON for each start and end.
 """
@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from celery.signals import celeryd_after_setup
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from rookery.internal.v1 import job_service_pb2 as pb
@@ -29,10 +31,12 @@ class LightSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="ROOKERY_", extra="ignore")
 
     light_journal: Path
-    light_queues: list[str] = ["generate"]
+    light_queues: list[str] = Field(default=["generate"])
     light_slots: int = 1
-    light_options: dict[str, Any] = {}
+    light_options: dict[str, Any] = Field(default={})
     """Of the broker, in place of some of ours: what takes minutes in production takes seconds in a test."""
+    light_acks_late: bool = False
+    """As it must not be: the broker delivers a job again while it runs."""
     light_stuck_seconds: float = consuming.STUCK_SECONDS
 
 
@@ -49,16 +53,12 @@ class Sleeper:
         while time.monotonic() < until:
             lease.progress(0, 1)
             time.sleep(0.05)
-        items = [
-            pb.Generated.Item(
-                self_edits=[
-                    pb.Generated.SelfEdit(prompt="p", text=f"t{seed}", seed=seed, draws=1) for seed in item.seeds
-                ]
-            )
-            for item in claim.generate.items
-        ]
+        result = pb.CompleteRequest()
+        for item in claim.generate.items:
+            written = [pb.Generated.SelfEdit(prompt="p", text=f"t{seed}", seed=seed, draws=1) for seed in item.seeds]
+            result.generated.items.add(self_edits=written)
         self._note("ended", title, lease)
-        return pb.CompleteRequest(generated=pb.Generated(items=items))
+        return result
 
     def _note(self, what: str, title: str, lease: Lease) -> None:
         line = {"what": what, "title": title, "job": lease.job, "epoch": lease.epoch, "pid": os.getpid()}
@@ -71,11 +71,18 @@ def build_runner() -> JobRunner:
     return connect_runner(settings, {"generate": Sleeper(settings.light_journal).generate})
 
 
+def _ack_late(*, instance: Any, **_: Any) -> None:
+    instance.app.tasks[queues.TASK].acks_late = True
+
+
 def main() -> None:
     settings = LightSettings()  # type: ignore[call-arg]  # its fields come from the environment
     for options in (queues.REDIS_OPTIONS, queues.RABBITMQ_OPTIONS):
         options.update(settings.light_options)
     consuming.STUCK_SECONDS = settings.light_stuck_seconds
+    consuming.BEAT_SECONDS = settings.light_stuck_seconds / 10
+    if settings.light_acks_late:
+        celeryd_after_setup.connect(_ack_late)
     signal.signal(signal.SIGUSR2, lambda *_: time.sleep(3600))  # the event loop is in this thread
     serve_metrics(settings.metrics_port)
     run_worker(

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from rookery_coordinator.database import now
-from tests.requirements.isolation import isolated_worker, job_row, process_of, runs, steps
+from tests.requirements.isolation import isolated_worker, job_row, noted, process_of, runs
 from tests.requirements.light import Light, until
 from tests.requirements.removal import Removal
 
@@ -30,11 +30,11 @@ REMOVALS = [
 @contextmanager
 def silent_coordinator(light: Light) -> Iterator[None]:
     """It takes calls and does not answer."""
-    os.kill(light.processes[0].pid, signal.SIGSTOP)
+    os.kill(light.coordinator.server.pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(light.processes[0].pid, signal.SIGCONT)
+        os.kill(light.coordinator.server.pid, signal.SIGCONT)
 
 
 def database_now(light: Light) -> float:
@@ -43,22 +43,22 @@ def database_now(light: Light) -> float:
 
 
 @pytest.mark.parametrize("how", ["seconds", "hangs first"])
-def test_training_has_stopped_before_the_lease_ends(light: Light, how: str) -> None:
+def test_training_has_stopped_before_the_lease_ends(tidy_light: Light, how: str) -> None:
     """Whether it takes steps or is stuck in one. Then somebody else may have the job, and finishes it."""
-    with isolated_worker(light, stop_seconds=60.0):
-        [job] = light.submit(f"4 {how}")
-        until(lambda: light.starts(job), seconds=60, what="it begins")
-        process = process_of(light, job)
-        with silent_coordinator(light):
-            lease_until = job_row(light, job).lease_until
+    with isolated_worker(tidy_light, stop_seconds=60.0):
+        [job] = tidy_light.submit(f"4 {how}")
+        until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
+        process = process_of(tidy_light, job)
+        with silent_coordinator(tidy_light):
+            lease_until = job_row(tidy_light, job).lease_until
             assert lease_until is not None
             until(
-                lambda: not runs(process) or any(entry["job"] == job for entry in light.journal("stopped")),
-                seconds=10,
+                lambda: not runs(process) or noted(tidy_light, job, "stopped"),
+                seconds=20,
                 what="it stops",
             )
-            assert database_now(light) < lease_until
+            assert database_now(tidy_light) < lease_until
             stopped = time.time()
-        light.finish([job], seconds=60)
-        assert not steps(light, job, epoch=1, after=stopped)
-        assert light.starts(job) == 2
+        tidy_light.finish([job], seconds=60)
+        assert not noted(tidy_light, job, "step", after=stopped)
+        assert tidy_light.starts(job) == 2

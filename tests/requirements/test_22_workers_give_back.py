@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +20,8 @@ from rookery_shared.types import Context, LoraRecipe, Question, Schedule
 from tests.bench.shapes import TINY
 from tests.integration.worlds import STUDENT, TEACHER
 from tests.requirements.isolation import isolated_worker, job_row
-from tests.requirements.light import PLAN, Light, until
+from tests.requirements.light import PLAN, Light, Process, until
 from tests.requirements.removal import Removal
-from tests.servers.processes import ServerProcess
 
 SECONDS = 15.0
 """Half of what a machine gives that is taken away."""
@@ -55,22 +53,19 @@ REMOVALS = [
 
 
 @contextmanager
-def service(light: Light, *argv: str, **settings: str) -> Iterator[tuple[ServerProcess, Path]]:
-    """A process of the product's own, and its log."""
-    log = light.folder / f"{argv[0]}-{len(light.processes)}.log"
-    environment = {**light.environment, **{f"ROOKERY_{name.upper()}": value for name, value in settings.items()}}
-    process = ServerProcess([sys.executable, "-m", *argv], log=log, env=environment)
-    light.processes.append(process)
+def service(light: Light, *argv: str, **settings: str) -> Iterator[Process]:
+    """A process of the product's own."""
+    process = light.start(*argv, **{f"ROOKERY_{name.upper()}": value for name, value in settings.items()})
     try:
-        yield process, log
+        yield process
     finally:
-        process.end(signal.SIGKILL)
+        process.server.end(signal.SIGKILL)
 
 
-def ends(process: ServerProcess) -> None:
+def ends(process: Process) -> None:
     """By SIGTERM, in time and in order."""
     began = time.monotonic()
-    assert process.end(signal.SIGTERM) == 0
+    assert process.server.end(signal.SIGTERM) == 0
     assert time.monotonic() - began < SECONDS
 
 
@@ -91,9 +86,9 @@ def epochs_in(path: Path) -> int:
     return int(json.loads(header["__metadata__"]["rookery"])["progress"]["epochs"])
 
 
-def test_a_student_that_is_told_to_end_leaves_its_checkpoints_to_the_next(light: Light) -> None:
+def test_a_student_that_is_told_to_end_leaves_its_checkpoints_to_the_next(tidy_light: Light) -> None:
     recipe = LoraRecipe(rank=4, alpha=8, epochs=EPOCHS, schedule=Schedule.CONSTANT)
-    with light.database.write() as session:
+    with tidy_light.database.write() as session:
         session.get_one(Profile, STUDENT).source = str(TINY)
         parent = submissions.create_adaptation(
             session,
@@ -103,19 +98,19 @@ def test_a_student_that_is_told_to_end_leaves_its_checkpoints_to_the_next(light:
             context=Context(title="0 seconds", passage="Zzz.", questions=(Question(question="q?", answer="a"),)),
         ).name
     settings = {"profile": STUDENT, "checkpoint_seconds": "0.2", "torch_threads": "1"}
-    with isolated_worker(light):
-        until(lambda: train_job(light, parent) is not None, seconds=60, what="there is something to train")
-    job = train_job(light, parent)
+    with isolated_worker(tidy_light):
+        until(lambda: train_job(tidy_light, parent) is not None, seconds=60, what="there is something to train")
+    job = train_job(tidy_light, parent)
     assert job is not None
-    with service(light, "rookery_student", **settings) as (first, _):
-        until(lambda: len(checkpoints(light, job.id)) == len(job.scope), seconds=150, what="checkpoints")
+    with service(tidy_light, "rookery_student", **settings) as first:
+        until(lambda: len(checkpoints(tidy_light, job.id)) == len(job.scope), seconds=150, what="checkpoints")
         ends(first)
-    given_back = job_row(light, job.id)
+    given_back = job_row(tidy_light, job.id)
     assert (given_back.state, given_back.epoch, given_back.attempts) == (JobState.QUEUED, 2, 0)
-    left = checkpoints(light, job.id)
-    with service(light, "rookery_student", **settings) as (_, log):
-        until(lambda: gone_on(log) == left, seconds=120, what="the next one goes on from there")
-    left_over = job_row(light, job.id)
+    left = checkpoints(tidy_light, job.id)
+    with service(tidy_light, "rookery_student", **settings) as second:
+        until(lambda: gone_on(second.log) == left, seconds=120, what="the next one goes on from there")
+    left_over = job_row(tidy_light, job.id)
     assert (left_over.state, left_over.epoch) == (JobState.RUNNING, 2)
 
 
@@ -124,20 +119,20 @@ def gone_on(log: Path) -> dict[str, int]:
     return {key: int(epochs) for key, epochs in re.findall(r"(\w+) goes on after epoch (\d+) of", log.read_text())}
 
 
-def test_a_stuck_job_is_given_back_as_well(light: Light) -> None:
-    with isolated_worker(light, stop_seconds=1.0) as worker:
-        [job] = light.submit("20 hangs first")
-        until(lambda: light.starts(job), seconds=60, what="it begins")
-        ends(worker.process)
-    row = job_row(light, job)
+def test_a_stuck_job_is_given_back_as_well(tidy_light: Light) -> None:
+    with isolated_worker(tidy_light, stop_seconds=1.0) as worker:
+        [job] = tidy_light.submit("20 hangs first")
+        until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
+        ends(worker)
+    row = job_row(tidy_light, job)
     assert (row.state, row.epoch, row.attempts) == (JobState.QUEUED, 2, 0)
 
 
-def test_the_coordinators_worker_does_not_wait_for_answers(light: Light) -> None:
-    nobody = f"unix:{light.folder}/nobody.sock"
-    with service(light, "rookery_coordinator", "worker", teacher_target=nobody) as (worker, _):
-        [job] = light.submit("0 seconds")
-        until(lambda: light.states([job]) == [JobState.RUNNING], seconds=60, what="it begins")
+def test_the_coordinators_worker_does_not_wait_for_answers(tidy_light: Light) -> None:
+    nobody = f"unix:{tidy_light.folder}/nobody.sock"
+    with service(tidy_light, "rookery_coordinator", "worker", teacher_target=nobody) as worker:
+        [job] = tidy_light.submit("0 seconds")
+        until(lambda: tidy_light.states([job]) == [JobState.RUNNING], seconds=60, what="it begins")
         ends(worker)
-    row = job_row(light, job)
+    row = job_row(tidy_light, job)
     assert (row.state, row.epoch, row.attempts) == (JobState.QUEUED, 2, 0)

@@ -116,6 +116,11 @@ class RabbitMQServer:
         self.control("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
         return self.url(name)
 
+    def set_patience(self, *, milliseconds: int, looks_every: int) -> None:
+        """The consumer_timeout of channels that are opened from now on, and how often they look."""
+        values = {"consumer_timeout": milliseconds, "channel_tick_interval": looks_every}
+        self.control("eval", ", ".join(f"application:set_env(rabbit, {name}, {n})" for name, n in values.items()) + ".")
+
     def control(self, *arguments: str) -> str:
         """Run rabbitmqctl. It takes a second or two of CPU."""
         environment = {**os.environ, **self._env}

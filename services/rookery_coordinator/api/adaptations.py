@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -11,8 +11,9 @@ from rookery.v1 import adaptation_service_pb2 as pb
 from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceServicer
 from rookery_coordinator import rounds, submissions
 from rookery_coordinator.api.base import Units, page
-from rookery_coordinator.api.messages import adaptation_message, timestamp
+from rookery_coordinator.api.messages import adaptation_message, new_adaptation_message, timestamp
 from rookery_coordinator.api.requests import adaptation_plan_from_proto
+from rookery_coordinator.api.watching import Feed
 from rookery_coordinator.tables import Adaptation
 from rookery_coordinator.types import State
 from rookery_coordinator.works import find_adaptation
@@ -21,21 +22,19 @@ from rookery_shared.wire import context_from_proto
 
 
 class AdaptationApi(AdaptationServiceServicer):
-    def __init__(self, units: Units, *, watch_seconds: float) -> None:
+    def __init__(self, units: Units, feed: Feed) -> None:
         self._units = units
-        self._watch_seconds = watch_seconds
+        self._feed = feed
 
     async def CreateAdaptation(self, request: pb.CreateAdaptationRequest, context: RpcContext) -> pb.Adaptation:
-        def make(session: Session) -> str:
+        def make(session: Session) -> tuple[str, pb.Adaptation]:
             asked = request.adaptation
+            plan = adaptation_plan_from_proto(session, asked)
+            taught = context_from_proto(asked.context)
             adaptation = submissions.create_adaptation(
-                session,
-                teacher=asked.teacher,
-                student=asked.student,
-                plan=adaptation_plan_from_proto(session, asked),
-                context=context_from_proto(asked.context),
+                session, teacher=asked.teacher, student=asked.student, plan=plan, context=taught
             )
-            return adaptation.name
+            return adaptation.name, new_adaptation_message(adaptation, plan, taught)
 
         return await self._units.create(request.request_id, make=make, show=_show)
 
@@ -60,18 +59,28 @@ class AdaptationApi(AdaptationServiceServicer):
         return await self._units.read(read)
 
     async def CancelAdaptation(self, request: pb.CancelAdaptationRequest, context: RpcContext) -> pb.Adaptation:
-        def cancel(session: Session) -> pb.Adaptation:
-            rounds.end_work(session, find_adaptation(session, request.name, lock=True), State.CANCELLED)
-            session.flush()
-            return _show(session, request.name)
+        return await self._change(
+            request.name, lambda session, adaptation: rounds.end_work(session, adaptation, State.CANCELLED)
+        )
 
-        return await self._units.write(cancel)
+    async def PauseAdaptation(self, request: pb.PauseAdaptationRequest, context: RpcContext) -> pb.Adaptation:
+        return await self._change(request.name, rounds.pause_work)
+
+    async def ResumeAdaptation(self, request: pb.ResumeAdaptationRequest, context: RpcContext) -> pb.Adaptation:
+        return await self._change(request.name, rounds.resume_work)
+
+    async def _change(self, name: str, change: Callable[[Session, Adaptation], None]) -> pb.Adaptation:
+        def unit(session: Session) -> pb.Adaptation:
+            change(session, find_adaptation(session, name, lock=True))
+            session.flush()
+            return _show(session, name)
+
+        return await self._units.write(unit)
 
     async def WatchAdaptation(
         self, request: pb.WatchAdaptationRequest, context: RpcContext
     ) -> AsyncIterator[pb.AdaptationEvent]:
-        watched = self._units.watch(request.name, after=request.after_sequence, seconds=self._watch_seconds)
-        async for events in watched:
+        async for events in self._feed.watch(request.name, after=request.after_sequence):
             now = await self._units.read(lambda session: _show(session, request.name))
             for event in events:
                 yield pb.AdaptationEvent(

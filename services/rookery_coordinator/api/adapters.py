@@ -10,16 +10,17 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from rookery.errors import RookeryError
 from rookery.v1 import adapter_service_pb2 as pb
 from rookery.v1.adapter_service_pb2_grpc import AdapterServiceServicer
-from rookery_coordinator import aliases
+from rookery_coordinator import aliases, integrity
 from rookery_coordinator.api.base import Units, page
 from rookery_coordinator.api.messages import adapter_message, alias_message, step_message
 from rookery_coordinator.inventory import GRACE_SECONDS, Inventory
 from rookery_coordinator.tables import Adapter
 from rookery_shared.errors import InvalidField
 from rookery_shared.rpc.server import RpcContext
-from rookery_shared.store.adapters import FILES, AdapterCache, make_links
+from rookery_shared.store.adapters import FILES, AdapterCache, CachedAdapter, make_links
 from rookery_shared.store.base import ObjectStore
 
 CHUNK_BYTES = 1024 * 1024
@@ -60,12 +61,23 @@ class AdapterApi(AdapterServiceServicer):
         self, request: pb.DownloadAdapterRequest, context: RpcContext
     ) -> AsyncIterator[pb.DownloadAdapterResponse]:
         adapter = await self._units.read(lambda session: aliases.find_adapter(session, request.name))
-        cached = await asyncio.to_thread(self._cache.hold, adapter.name)
+        cached = await self._hold(adapter.name)
         for name in FILES:
             offset = 0
             while chunk := await asyncio.to_thread(_read, cached.folder / name, offset):
                 yield pb.DownloadAdapterResponse(file=name, chunk=chunk)
                 offset += len(chunk)
+
+    async def _hold(self, name: str) -> CachedAdapter:
+        """A verified copy. A refusal is put on record."""
+        try:
+            return await asyncio.to_thread(self._cache.hold, name)
+        except RookeryError as error:
+            reason, message, metadata = error.reason, error.message, error.metadata
+            await self._units.write(
+                lambda session: integrity.record_refusal(session, reason, message, metadata, by="DownloadAdapter")
+            )
+            raise
 
     async def PromoteAdapter(self, request: pb.PromoteAdapterRequest, context: RpcContext) -> pb.Alias:
         def promote(session: Session) -> pb.Alias:

@@ -1,11 +1,11 @@
-"""What all servicers share: running a unit of work on a thread, pages, and watching."""
+"""What all servicers share: running a unit of work on a thread, and pages."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -13,10 +13,8 @@ from sqlalchemy import Select, literal, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from rookery_coordinator import submissions, tables
+from rookery_coordinator import submissions
 from rookery_coordinator.database import Database
-from rookery_coordinator.events import events_after
-from rookery_coordinator.works import find_work
 from rookery_shared.errors import InvalidField
 from rookery_shared.faults import Point, fault_point
 
@@ -51,18 +49,20 @@ class Units:
 
         return await self._run(unit)
 
-    async def create(self, request_id: str, *, make: Callable[[Session], str], show: Callable[[Session, str], T]) -> T:
-        """Create a resource, once for each request id, and show it."""
+    async def create(
+        self, request_id: str, *, make: Callable[[Session], tuple[str, T]], show: Callable[[Session, str], T]
+    ) -> T:
+        """Create a resource, once for each request id. `make` returns its name and what it looks like."""
 
         def unit() -> T:
             try:
                 with self._database.write() as session:
                     name = submissions.repeated(session, request_id)
-                    if name is None:
-                        name = make(session)
-                        submissions.remember(session, request_id, name)
-                        session.flush()
-                    return show(session, name)
+                    if name is not None:
+                        return show(session, name)
+                    name, shown = make(session)
+                    submissions.remember(session, request_id, name)
+                    return shown
             except IntegrityError:  # the same request came twice at once, and the other was first
                 with self._database.read() as session:
                     name = submissions.repeated(session, request_id)
@@ -74,24 +74,6 @@ class Units:
 
     async def _run(self, unit: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, unit)
-
-    async def watch(self, name: str, *, after: int, seconds: float) -> AsyncIterator[list[tables.Event]]:
-        """Batches of events of a run or an adaptation, the last one when it has ended."""
-
-        def look(session: Session) -> tuple[bool, list[tables.Event]]:
-            # In this order: whatever ended the work wrote its last event in the same transaction.
-            ended = find_work(session, name).state.ended
-            return ended, events_after(session, name, after)
-
-        while True:
-            ended, events = await self.read(look)
-            if events:
-                after = events[-1].sequence
-                yield events
-            elif ended:
-                return
-            else:
-                await asyncio.sleep(seconds)
 
 
 def page(

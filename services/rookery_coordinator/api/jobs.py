@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from rookery.internal.v1 import job_service_pb2 as pb
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceServicer
-from rookery_coordinator import leases, outcomes, results, rounds
+from rookery_coordinator import integrity, leases, outcomes, results, rounds
 from rookery_coordinator.api.base import Units
 from rookery_coordinator.api.work import fill_work
 from rookery_coordinator.tables import Job
@@ -72,13 +72,14 @@ class JobApi(JobServiceServicer):
                 retryable=request.retryable,
                 died=request.process_died,
             )
+            integrity.record_refusal(session, request.reason, request.message, request.metadata, by=request.job)
             return pb.FailResponse()
 
         return await self._units.write(fail)
 
     async def Release(self, request: pb.ReleaseRequest, context: RpcContext) -> pb.ReleaseResponse:
         def release(session: Session) -> pb.ReleaseResponse:
-            leases.release(session, request.job, epoch=request.epoch)
+            outcomes.release(session, request.job, epoch=request.epoch)
             return pb.ReleaseResponse()
 
         return await self._units.write(release)

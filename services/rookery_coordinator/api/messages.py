@@ -26,6 +26,7 @@ from rookery_coordinator.types import (
     ENDED_TRIAL_STATES,
     AdaptationPlan,
     Grpo,
+    JobKind,
     Purpose,
     RestEm,
     Reward,
@@ -35,7 +36,8 @@ from rookery_coordinator.types import (
     State,
     TrialState,
 )
-from rookery_coordinator.works import Work, limits_of, plan_of, to_training
+from rookery_coordinator.works import Work, limits_of, plan_of, to_context, to_training
+from rookery_shared.types import Context
 from rookery_shared.wire import recipe_to_proto, sampling_to_proto, training_to_proto
 
 FINDINGS = {kind: adapter_service_pb2.StoreFinding.Kind.Value(f"KIND_{kind.name}") for kind in Kind}
@@ -55,6 +57,7 @@ ALLOCATIONS = {
 _STATES = {
     State.WAITING: adaptation_service_pb2.STATE_UNSPECIFIED,
     State.RUNNING: adaptation_service_pb2.STATE_RUNNING,
+    State.PAUSED: adaptation_service_pb2.STATE_PAUSED,
     State.SUCCEEDED: adaptation_service_pb2.STATE_SUCCEEDED,
     State.FAILED: adaptation_service_pb2.STATE_FAILED,
     State.CANCELLED: adaptation_service_pb2.STATE_CANCELLED,
@@ -187,7 +190,7 @@ def progress_message(session: Session, work: Work) -> measurement_pb2.Progress:
 
 def _stage(session: Session, work: Work) -> str:
     """The kinds of jobs that are open, such as "train, evaluate"."""
-    if work.state.ended:
+    if work.state.ended or work.state is State.PAUSED:
         return work.state.value
     query = select(tables.Job.kind).where(tables.Job.parent == work.name, tables.Job.end_time.is_(None)).distinct()
     return ", ".join(sorted(session.scalars(query))) or "between rounds"
@@ -292,6 +295,29 @@ def adaptation_message(
     """`full` adds the context and the answers."""
     plan = plan_of(adaptation)
     assert isinstance(plan, AdaptationPlan)
+    context = session.scalar(select(tables.Context).where(tables.Context.parent == adaptation.name))
+    assert context is not None
+    message = _accepted(adaptation, plan, to_context(context), full=full)
+    message.progress.CopyFrom(progress_message(session, adaptation))
+    trial = session.get(tables.Trial, adaptation.trial) if adaptation.trial else None
+    if trial is not None and trial.adapter is not None:
+        _add_result(session, message, trial, reward=plan.reward, full=full)
+    return message
+
+
+def new_adaptation_message(
+    adaptation: tables.Adaptation, plan: AdaptationPlan, context: Context
+) -> adaptation_service_pb2.Adaptation:
+    """Of one that was created just now: nothing of it need be looked up."""
+    message = _accepted(adaptation, plan, context, full=True)
+    message.progress.trials_total, message.progress.stage = plan.self_edits * plan.seeds, JobKind.GENERATE
+    return message
+
+
+def _accepted(
+    adaptation: tables.Adaptation, plan: AdaptationPlan, context: Context, *, full: bool
+) -> adaptation_service_pb2.Adaptation:
+    """Without its progress and its result."""
     message = adaptation_service_pb2.Adaptation(
         name=adaptation.name,
         teacher=adaptation.teacher,
@@ -307,21 +333,15 @@ def adaptation_message(
         redraws=plan.redraws,
         state=_STATES[adaptation.state],
         failure=_failure(adaptation),
-        progress=progress_message(session, adaptation),
         policy=policy_name(adaptation.teacher, adaptation.policy),
         create_time=timestamp(adaptation.create_time),
         end_time=timestamp(adaptation.end_time),
     )
-    context = session.scalar(select(tables.Context).where(tables.Context.parent == adaptation.name))
-    assert context is not None
     message.context.title = context.title
     if full:
         message.context.passage = context.passage
         for question in context.questions:
-            message.context.questions.add(question=question["question"], answer=question["answer"])
-    trial = session.get(tables.Trial, adaptation.trial) if adaptation.trial else None
-    if trial is not None and trial.adapter is not None:
-        _add_result(session, message, trial, reward=plan.reward, full=full)
+            message.context.questions.add(question=question.question, answer=question.answer)
     return message
 
 

@@ -27,7 +27,7 @@ class ModelApi(ModelServiceServicer):
         self._units = units
 
     async def CreateProfile(self, request: pb.CreateProfileRequest, context: RpcContext) -> pb.Profile:
-        def make(session: Session) -> str:
+        def make(session: Session) -> tuple[str, pb.Profile]:
             asked = request.profile
             check_profile(asked)
             profile = submissions.create_profile(
@@ -41,7 +41,7 @@ class ModelApi(ModelServiceServicer):
                 chat=asked.chat,
                 limits=limits_from_proto(asked.limits),
             )
-            return profile.name
+            return profile.name, profile_message(profile)
 
         return await self._units.create(request.request_id, make=make, show=_show)
 

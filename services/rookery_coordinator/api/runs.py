@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -13,6 +13,7 @@ from rookery_coordinator import rounds, submissions
 from rookery_coordinator.api.base import Units, page
 from rookery_coordinator.api.messages import run_message, timestamp
 from rookery_coordinator.api.requests import run_plan_from_proto
+from rookery_coordinator.api.watching import Feed
 from rookery_coordinator.tables import Run
 from rookery_coordinator.types import State
 from rookery_coordinator.works import find_run
@@ -21,12 +22,12 @@ from rookery_shared.wire import context_from_proto
 
 
 class RunApi(RunServiceServicer):
-    def __init__(self, units: Units, *, watch_seconds: float) -> None:
+    def __init__(self, units: Units, feed: Feed) -> None:
         self._units = units
-        self._watch_seconds = watch_seconds
+        self._feed = feed
 
     async def CreateRun(self, request: pb.CreateRunRequest, context: RpcContext) -> pb.Run:
-        def make(session: Session) -> str:
+        def make(session: Session) -> tuple[str, pb.Run]:
             asked = request.run
             plan = run_plan_from_proto(session, asked)
             train = [context_from_proto(message) for message in asked.train_contexts]
@@ -34,7 +35,8 @@ class RunApi(RunServiceServicer):
             run = submissions.create_run(
                 session, teacher=asked.teacher, student=asked.student, plan=plan, train=train, test=test
             )
-            return run.name
+            session.flush()
+            return run.name, _show(session, run.name)
 
         return await self._units.create(request.request_id, make=make, show=_show)
 
@@ -57,16 +59,24 @@ class RunApi(RunServiceServicer):
         return await self._units.read(read)
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: RpcContext) -> pb.Run:
-        def cancel(session: Session) -> pb.Run:
-            rounds.end_work(session, find_run(session, request.name, lock=True), State.CANCELLED)
-            session.flush()
-            return _show(session, request.name)
+        return await self._change(request.name, lambda session, run: rounds.end_work(session, run, State.CANCELLED))
 
-        return await self._units.write(cancel)
+    async def PauseRun(self, request: pb.PauseRunRequest, context: RpcContext) -> pb.Run:
+        return await self._change(request.name, rounds.pause_work)
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: RpcContext) -> pb.Run:
+        return await self._change(request.name, rounds.resume_work)
+
+    async def _change(self, name: str, change: Callable[[Session, Run], None]) -> pb.Run:
+        def unit(session: Session) -> pb.Run:
+            change(session, find_run(session, name, lock=True))
+            session.flush()
+            return _show(session, name)
+
+        return await self._units.write(unit)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: RpcContext) -> AsyncIterator[pb.RunEvent]:
-        watched = self._units.watch(request.name, after=request.after_sequence, seconds=self._watch_seconds)
-        async for events in watched:
+        async for events in self._feed.watch(request.name, after=request.after_sequence):
             now = await self._units.read(lambda session: _show(session, request.name))
             for event in events:
                 yield pb.RunEvent(sequence=event.sequence, time=timestamp(event.time), message=event.message, run=now)

@@ -168,6 +168,20 @@ def cancel(name: Name, server: Server = DEFAULT_SERVER, json: Json = False) -> N
         _show(client.cancel_run(run_name(name)), as_json=json)
 
 
+@app.command("pause")
+def pause(name: Name, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """Start no further job of a run; those that run finish."""
+    with Client(server) as client:
+        _show(client.pause_run(run_name(name)), as_json=json)
+
+
+@app.command("resume")
+def resume(name: Name, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+    """Go on with a paused run where it was."""
+    with Client(server) as client:
+        _show(client.resume_run(run_name(name)), as_json=json)
+
+
 def follow_run(client: Client, name: str, *, as_json: bool) -> Run:
     """To its end, then show it. Raises Failed."""
     follow(client.watch_run(name), as_json=as_json, title=name)

@@ -39,6 +39,8 @@ class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_State.ValueType
     """Ended with an error."""
     STATE_CANCELLED: _State.ValueType  # 4
     """Ended because somebody asked for it."""
+    STATE_PAUSED: _State.ValueType  # 5
+    """Goes on when it is resumed."""
 
 class State(_State, metaclass=_StateEnumTypeWrapper):
     """The life of a run or an adaptation."""
@@ -53,6 +55,8 @@ STATE_FAILED: State.ValueType  # 3
 """Ended with an error."""
 STATE_CANCELLED: State.ValueType  # 4
 """Ended because somebody asked for it."""
+STATE_PAUSED: State.ValueType  # 5
+"""Goes on when it is resumed."""
 Global___State: _TypeAlias = State  # noqa: Y015
 
 @_typing.final
@@ -364,6 +368,46 @@ class CancelAdaptationRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelAdaptationRequest: _TypeAlias = CancelAdaptationRequest  # noqa: Y015
+
+@_typing.final
+class PauseAdaptationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. `adaptations/{adaptation}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseAdaptationRequest: _TypeAlias = PauseAdaptationRequest  # noqa: Y015
+
+@_typing.final
+class ResumeAdaptationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. `adaptations/{adaptation}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeAdaptationRequest: _TypeAlias = ResumeAdaptationRequest  # noqa: Y015
 
 @_typing.final
 class WatchAdaptationRequest(_message.Message):

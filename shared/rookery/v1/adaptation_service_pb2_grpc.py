@@ -55,6 +55,16 @@ class AdaptationServiceStub(object):
                 request_serializer=rookery_dot_v1_dot_adaptation__service__pb2.CancelAdaptationRequest.SerializeToString,
                 response_deserializer=rookery_dot_v1_dot_adaptation__service__pb2.Adaptation.FromString,
                 _registered_method=True)
+        self.PauseAdaptation = channel.unary_unary(
+                '/rookery.v1.AdaptationService/PauseAdaptation',
+                request_serializer=rookery_dot_v1_dot_adaptation__service__pb2.PauseAdaptationRequest.SerializeToString,
+                response_deserializer=rookery_dot_v1_dot_adaptation__service__pb2.Adaptation.FromString,
+                _registered_method=True)
+        self.ResumeAdaptation = channel.unary_unary(
+                '/rookery.v1.AdaptationService/ResumeAdaptation',
+                request_serializer=rookery_dot_v1_dot_adaptation__service__pb2.ResumeAdaptationRequest.SerializeToString,
+                response_deserializer=rookery_dot_v1_dot_adaptation__service__pb2.Adaptation.FromString,
+                _registered_method=True)
         self.WatchAdaptation = channel.unary_stream(
                 '/rookery.v1.AdaptationService/WatchAdaptation',
                 request_serializer=rookery_dot_v1_dot_adaptation__service__pb2.WatchAdaptationRequest.SerializeToString,
@@ -94,6 +104,20 @@ class AdaptationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseAdaptation(self, request, context):
+        """Starts no further job of an adaptation; those that run finish, and their results count. Has no effect unless it runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeAdaptation(self, request, context):
+        """Goes on with a paused adaptation where it was. Has no effect on one that is not paused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchAdaptation(self, request, context):
         """Everything that happened after a sequence number, then what happens, until the adaptation has ended.
         """
@@ -122,6 +146,16 @@ def add_AdaptationServiceServicer_to_server(servicer, server):
             'CancelAdaptation': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelAdaptation,
                     request_deserializer=rookery_dot_v1_dot_adaptation__service__pb2.CancelAdaptationRequest.FromString,
+                    response_serializer=rookery_dot_v1_dot_adaptation__service__pb2.Adaptation.SerializeToString,
+            ),
+            'PauseAdaptation': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseAdaptation,
+                    request_deserializer=rookery_dot_v1_dot_adaptation__service__pb2.PauseAdaptationRequest.FromString,
+                    response_serializer=rookery_dot_v1_dot_adaptation__service__pb2.Adaptation.SerializeToString,
+            ),
+            'ResumeAdaptation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeAdaptation,
+                    request_deserializer=rookery_dot_v1_dot_adaptation__service__pb2.ResumeAdaptationRequest.FromString,
                     response_serializer=rookery_dot_v1_dot_adaptation__service__pb2.Adaptation.SerializeToString,
             ),
             'WatchAdaptation': grpc.unary_stream_rpc_method_handler(
@@ -238,6 +272,60 @@ class AdaptationService(object):
             target,
             '/rookery.v1.AdaptationService/CancelAdaptation',
             rookery_dot_v1_dot_adaptation__service__pb2.CancelAdaptationRequest.SerializeToString,
+            rookery_dot_v1_dot_adaptation__service__pb2.Adaptation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseAdaptation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rookery.v1.AdaptationService/PauseAdaptation',
+            rookery_dot_v1_dot_adaptation__service__pb2.PauseAdaptationRequest.SerializeToString,
+            rookery_dot_v1_dot_adaptation__service__pb2.Adaptation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeAdaptation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rookery.v1.AdaptationService/ResumeAdaptation',
+            rookery_dot_v1_dot_adaptation__service__pb2.ResumeAdaptationRequest.SerializeToString,
             rookery_dot_v1_dot_adaptation__service__pb2.Adaptation.FromString,
             options,
             channel_credentials,

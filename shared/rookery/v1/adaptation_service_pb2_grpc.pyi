@@ -41,6 +41,10 @@ class AdaptationServiceStub:
     """Newest first."""
     CancelAdaptation: _grpc.UnaryUnaryMultiCallable[_adaptation_service_pb2.CancelAdaptationRequest, _adaptation_service_pb2.Adaptation]
     """Stops an adaptation. Has no effect on one that has ended."""
+    PauseAdaptation: _grpc.UnaryUnaryMultiCallable[_adaptation_service_pb2.PauseAdaptationRequest, _adaptation_service_pb2.Adaptation]
+    """Starts no further job of an adaptation; those that run finish, and their results count. Has no effect unless it runs."""
+    ResumeAdaptation: _grpc.UnaryUnaryMultiCallable[_adaptation_service_pb2.ResumeAdaptationRequest, _adaptation_service_pb2.Adaptation]
+    """Goes on with a paused adaptation where it was. Has no effect on one that is not paused."""
     WatchAdaptation: _grpc.UnaryStreamMultiCallable[_adaptation_service_pb2.WatchAdaptationRequest, _adaptation_service_pb2.AdaptationEvent]
     """Everything that happened after a sequence number, then what happens, until the adaptation has ended."""
 
@@ -57,6 +61,10 @@ class AdaptationServiceAsyncStub(AdaptationServiceStub):
     """Newest first."""
     CancelAdaptation: _aio.UnaryUnaryMultiCallable[_adaptation_service_pb2.CancelAdaptationRequest, _adaptation_service_pb2.Adaptation]  # type: ignore[assignment]
     """Stops an adaptation. Has no effect on one that has ended."""
+    PauseAdaptation: _aio.UnaryUnaryMultiCallable[_adaptation_service_pb2.PauseAdaptationRequest, _adaptation_service_pb2.Adaptation]  # type: ignore[assignment]
+    """Starts no further job of an adaptation; those that run finish, and their results count. Has no effect unless it runs."""
+    ResumeAdaptation: _aio.UnaryUnaryMultiCallable[_adaptation_service_pb2.ResumeAdaptationRequest, _adaptation_service_pb2.Adaptation]  # type: ignore[assignment]
+    """Goes on with a paused adaptation where it was. Has no effect on one that is not paused."""
     WatchAdaptation: _aio.UnaryStreamMultiCallable[_adaptation_service_pb2.WatchAdaptationRequest, _adaptation_service_pb2.AdaptationEvent]  # type: ignore[assignment]
     """Everything that happened after a sequence number, then what happens, until the adaptation has ended."""
 
@@ -94,6 +102,22 @@ class AdaptationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adaptation_service_pb2.Adaptation, _abc.Awaitable[_adaptation_service_pb2.Adaptation]]:
         """Stops an adaptation. Has no effect on one that has ended."""
+
+    @_abc_1.abstractmethod
+    def PauseAdaptation(
+        self,
+        request: _adaptation_service_pb2.PauseAdaptationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adaptation_service_pb2.Adaptation, _abc.Awaitable[_adaptation_service_pb2.Adaptation]]:
+        """Starts no further job of an adaptation; those that run finish, and their results count. Has no effect unless it runs."""
+
+    @_abc_1.abstractmethod
+    def ResumeAdaptation(
+        self,
+        request: _adaptation_service_pb2.ResumeAdaptationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adaptation_service_pb2.Adaptation, _abc.Awaitable[_adaptation_service_pb2.Adaptation]]:
+        """Goes on with a paused adaptation where it was. Has no effect on one that is not paused."""
 
     @_abc_1.abstractmethod
     def WatchAdaptation(

@@ -55,6 +55,16 @@ class RunServiceStub(object):
                 request_serializer=rookery_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=rookery_dot_v1_dot_run__service__pb2.Run.FromString,
                 _registered_method=True)
+        self.PauseRun = channel.unary_unary(
+                '/rookery.v1.RunService/PauseRun',
+                request_serializer=rookery_dot_v1_dot_run__service__pb2.PauseRunRequest.SerializeToString,
+                response_deserializer=rookery_dot_v1_dot_run__service__pb2.Run.FromString,
+                _registered_method=True)
+        self.ResumeRun = channel.unary_unary(
+                '/rookery.v1.RunService/ResumeRun',
+                request_serializer=rookery_dot_v1_dot_run__service__pb2.ResumeRunRequest.SerializeToString,
+                response_deserializer=rookery_dot_v1_dot_run__service__pb2.Run.FromString,
+                _registered_method=True)
         self.WatchRun = channel.unary_stream(
                 '/rookery.v1.RunService/WatchRun',
                 request_serializer=rookery_dot_v1_dot_run__service__pb2.WatchRunRequest.SerializeToString,
@@ -94,6 +104,20 @@ class RunServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseRun(self, request, context):
+        """Starts no further job of a run; those that run finish, and their results count. Has no effect unless it runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRun(self, request, context):
+        """Goes on with a paused run where it was. Has no effect on one that is not paused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRun(self, request, context):
         """Everything that happened after a sequence number, then what happens, until the run has ended.
         """
@@ -122,6 +146,16 @@ def add_RunServiceServicer_to_server(servicer, server):
             'CancelRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelRun,
                     request_deserializer=rookery_dot_v1_dot_run__service__pb2.CancelRunRequest.FromString,
+                    response_serializer=rookery_dot_v1_dot_run__service__pb2.Run.SerializeToString,
+            ),
+            'PauseRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRun,
+                    request_deserializer=rookery_dot_v1_dot_run__service__pb2.PauseRunRequest.FromString,
+                    response_serializer=rookery_dot_v1_dot_run__service__pb2.Run.SerializeToString,
+            ),
+            'ResumeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=rookery_dot_v1_dot_run__service__pb2.ResumeRunRequest.FromString,
                     response_serializer=rookery_dot_v1_dot_run__service__pb2.Run.SerializeToString,
             ),
             'WatchRun': grpc.unary_stream_rpc_method_handler(
@@ -238,6 +272,60 @@ class RunService(object):
             target,
             '/rookery.v1.RunService/CancelRun',
             rookery_dot_v1_dot_run__service__pb2.CancelRunRequest.SerializeToString,
+            rookery_dot_v1_dot_run__service__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rookery.v1.RunService/PauseRun',
+            rookery_dot_v1_dot_run__service__pb2.PauseRunRequest.SerializeToString,
+            rookery_dot_v1_dot_run__service__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rookery.v1.RunService/ResumeRun',
+            rookery_dot_v1_dot_run__service__pb2.ResumeRunRequest.SerializeToString,
             rookery_dot_v1_dot_run__service__pb2.Run.FromString,
             options,
             channel_credentials,

@@ -41,6 +41,10 @@ class RunServiceStub:
     """Newest first."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.Run]
     """Stops a run. Has no effect on one that has ended."""
+    PauseRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.PauseRunRequest, _run_service_pb2.Run]
+    """Starts no further job of a run; those that run finish, and their results count. Has no effect unless it runs."""
+    ResumeRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.Run]
+    """Goes on with a paused run where it was. Has no effect on one that is not paused."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.RunEvent]
     """Everything that happened after a sequence number, then what happens, until the run has ended."""
 
@@ -57,6 +61,10 @@ class RunServiceAsyncStub(RunServiceStub):
     """Newest first."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.Run]  # type: ignore[assignment]
     """Stops a run. Has no effect on one that has ended."""
+    PauseRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.PauseRunRequest, _run_service_pb2.Run]  # type: ignore[assignment]
+    """Starts no further job of a run; those that run finish, and their results count. Has no effect unless it runs."""
+    ResumeRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.Run]  # type: ignore[assignment]
+    """Goes on with a paused run where it was. Has no effect on one that is not paused."""
     WatchRun: _aio.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.RunEvent]  # type: ignore[assignment]
     """Everything that happened after a sequence number, then what happens, until the run has ended."""
 
@@ -94,6 +102,22 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.Run, _abc.Awaitable[_run_service_pb2.Run]]:
         """Stops a run. Has no effect on one that has ended."""
+
+    @_abc_1.abstractmethod
+    def PauseRun(
+        self,
+        request: _run_service_pb2.PauseRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.Run, _abc.Awaitable[_run_service_pb2.Run]]:
+        """Starts no further job of a run; those that run finish, and their results count. Has no effect unless it runs."""
+
+    @_abc_1.abstractmethod
+    def ResumeRun(
+        self,
+        request: _run_service_pb2.ResumeRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.Run, _abc.Awaitable[_run_service_pb2.Run]]:
+        """Goes on with a paused run where it was. Has no effect on one that is not paused."""
 
     @_abc_1.abstractmethod
     def WatchRun(

@@ -61,8 +61,10 @@ class SlotSubscription(Subscription):  # type: ignore[misc]  # kombu has no type
     has_free_slot: Callable[[], bool] = staticmethod(lambda: True)
 
     def consume(self, no_ack: bool | None = None) -> None:
+        """Waits for no answer: what another queue delivers meanwhile would find nobody, and be put back."""
         if self.has_free_slot():
-            super().consume(no_ack=no_ack)
+            for queue in self.queues:
+                self._basic_consume(queue, no_ack=no_ack, nowait=True)
 
     @property
     def consuming(self) -> bool:
@@ -81,14 +83,17 @@ class JobTasks(Tasks):  # type: ignore[misc]  # Celery has no types
             dead_letters()(c.connection.default_channel).declare()
         super().start(c)
         c.task_consumer.has_free_slot = c.has_free_slot
+        if not is_rabbitmq(c.app.conf.broker_url):
+            handlers = c.task_consumer.channel.handlers
+            handlers["BRPOP"] = c.guard(handlers["BRPOP"])
 
 
 class Watchdog(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
     """Ends a process whose event loop is stuck, so that its supervisor starts another.
 
-    A connection that has gone silent is noticed by the event loop itself: by AMQP's heartbeats, and by kombu's checks of
-    Redis's answers. This is for a loop that has stopped looking. It does not watch while the worker connects, which may
-    take as long as the broker is down.
+    A connection that has gone silent is noticed by the event loop itself: by AMQP's heartbeats, and by kombu's checks
+    of Redis's answers. This is for a loop that has stopped looking. It does not watch while the worker connects, which
+    may take as long as the broker is down.
     """
 
     requires = (Connection,)
@@ -127,6 +132,8 @@ class JobConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         super().__init__(on_task_request, **kwargs)
         self._slots: int = self.app.conf["rookery_slots"]
         self._pauses = is_rabbitmq(self.app.conf.broker_url)
+        self._pausing = False
+        """The broker is being told; meanwhile it may deliver more."""
         if self._pauses:
             self.initial_prefetch_count = 1
         self._start_job = on_task_request
@@ -141,15 +148,18 @@ class JobConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
     def _take(self, request: Any) -> None:
         """Hand a job to the pool. Its message is acknowledged by the event loop, and so after this.
 
-        What another queue delivers while the broker is told to stop is taken as well: the pool has a thread to spare for
-        each. To put it back would count as a failed delivery.
+        What another queue delivers while the broker is told to stop is taken as well: the pool has a thread to spare
+        for each. To put it back would count as a failed delivery.
         """
         self._start_job(request)
-        if not self.has_free_slot() and self.task_consumer.consuming:
+        if not self.has_free_slot() and self.task_consumer.consuming and not self._pausing:
+            self._pausing = True
             try:
                 self.task_consumer.cancel()
             except TimeoutError as silent:  # the reader of kombu takes a bare one for the end of what there is to read
                 raise ConnectionError("the broker does not answer") from silent
+            finally:
+                self._pausing = False
 
     def _resume(self) -> None:
         """A thread is free."""
@@ -169,6 +179,18 @@ class JobConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
                 handle(message)
 
         return handle_message
+
+    def guard(self, read: Callable[[], Any]) -> Callable[[], Any]:
+        """An entry of Redis's list that is no message at all does not end the worker."""
+
+        def guarded() -> Any:
+            try:
+                return read()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                MESSAGES_REFUSED.inc()
+                get_logger().error("message refused", why="no message", error=f"{type(error).__name__}: {error}")
+
+        return guarded
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         self._refuse(message, "unknown form")

@@ -25,13 +25,17 @@ DELIVERY_LIMIT = 5
 """Deliveries of one message that a worker did not live to acknowledge."""
 SILENCE_SECONDS = 20.0
 """A broker that has not answered for this long is gone: the connection is closed and another one opened."""
+HEARTBEAT_SECONDS = SILENCE_SECONDS / 2
+"""AMQP's: two that are missed end the connection."""
 
 REDIS_OPTIONS: dict[str, Any] = {
     "visibility_timeout": 600,
     "global_keyprefix": "rookery:",
     "socket_keepalive": True,
     "socket_connect_timeout": 10.0,
-    "socket_timeout": SILENCE_SECONDS,
+    # Two connections in a row may have to be given up: the one that asks for messages, and the one that keeps them.
+    "socket_timeout": SILENCE_SECONDS / 2,
+    "retry_on_timeout": True,
     "health_check_interval": 10,
 }
 RABBITMQ_OPTIONS: dict[str, Any] = {
@@ -99,7 +103,7 @@ def make_app(*, broker_url: str, queues: tuple[str, ...] = (), runner: str = "",
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=10.0,
-        broker_heartbeat=SILENCE_SECONDS / 2,  # two that are missed end the connection
+        broker_heartbeat=HEARTBEAT_SECONDS,
         broker_transport_options=RABBITMQ_OPTIONS if rabbitmq else REDIS_OPTIONS,
         imports=("rookery_shared.jobs.tasks",) if queues else (),
         rookery_runner=runner,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -64,7 +65,9 @@ class JobRunner:
     def run(self, job: str, epoch: int) -> None:
         """Never raises for a job that went wrong: that is reported, or left to the lease."""
         log = get_logger().bind(job=job, epoch=epoch)
-        request = pb.ClaimRequest(job=job, epoch=epoch, worker=self._worker)
+        # A name for each message: a second one that this worker gets is as much a duplicate as another worker's.
+        worker = f"{self._worker}/{uuid.uuid4().hex[:8]}"
+        request = pb.ClaimRequest(job=job, epoch=epoch, worker=worker)
         started = time.monotonic()
         try:
             claim = call(self._jobs.Claim, request, seconds=REPORT_SECONDS, patient=True)
@@ -74,7 +77,7 @@ class JobRunner:
             else:
                 log.info("duplicate message dropped", reason=error.reason)
             return
-        fault_point(Point.CLAIMED, job=job, epoch=epoch, worker=self._worker)
+        fault_point(Point.CLAIMED, job=job, epoch=epoch, worker=worker)
         kind = claim.WhichOneof("work") or ""
         log = log.bind(kind=kind, parent=claim.parent)
         seconds = claim.lease.ToTimedelta().total_seconds()
@@ -86,7 +89,7 @@ class JobRunner:
                 result.job, result.epoch = job, epoch
                 fault_point(Point.WORKED)
                 call(self._jobs.Complete, result, seconds=REPORT_SECONDS, patient=True)
-                fault_point(Point.COMPLETED, job=job, epoch=epoch, worker=self._worker)
+                fault_point(Point.COMPLETED, job=job, epoch=epoch, worker=worker)
             except Exception as error:
                 self._ended_without_result(lease.stopped or error, lease)
             else:
@@ -142,6 +145,7 @@ class JobRunner:
             message=str(error) if isinstance(error, RookeryError) else f"{type(error).__name__}: {error}",
             retryable=not (isinstance(error, RookeryError) and error.code in _NOT_RETRYABLE),
             process_died=isinstance(error, TrainerDied),
+            metadata=error.metadata if isinstance(error, RookeryError) else None,
         )
         try:
             call(self._jobs.Fail, request, seconds=REPORT_SECONDS, patient=True)

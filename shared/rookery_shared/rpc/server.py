@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -14,21 +14,26 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from rookery.errors import RookeryError
-from rookery.transport import MESSAGE_OPTIONS
+from rookery.transport import DEADLINE_SECONDS, MESSAGE_OPTIONS
 from rookery_shared.log import get_logger
-from rookery_shared.rpc.errors import ErrorInterceptor
+from rookery_shared.rpc.calls import CallInterceptor, Calls, Terms
+from rookery_shared.rpc.errors import RpcContext
+from rookery_shared.settings import ServerSettings
+
+STREAM_SECONDS = 3600.0
+"""As `DEADLINE_SECONDS`, for methods that answer with a stream."""
+END_SECONDS = 1.0
+"""For calls to come to their end once they are told to."""
+
+__all__ = ["RpcContext", "RpcServer", "Servicer", "run_until_signalled"]
 
 _OPTIONS = (
     *MESSAGE_OPTIONS,
     ("grpc.so_reuseport", 0),  # a second server on the port must fail, not take half of the calls
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 3_600_000),
 )
-
-
-RpcContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +42,32 @@ class Servicer:
 
     add: Callable[[grpc.aio.Server], None]
     descriptor: ServiceDescriptor
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """By method, the longest that a call may take whose caller does not say, where it is not the usual."""
+    watches: frozenset[str] = frozenset()
+    """Methods that only wait for events."""
+
+    def terms(self) -> dict[str, Terms]:
+        """By the methods' full names."""
+        found: dict[str, Terms] = {}
+        for method in self.descriptor.methods:
+            usual = STREAM_SECONDS if method.server_streaming else DEADLINE_SECONDS
+            found[f"/{self.descriptor.full_name}/{method.name}"] = Terms(
+                seconds=self.seconds.get(method.name, usual), watch=method.name in self.watches
+            )
+        return found
 
 
 class RpcServer:
     """One listening address with its servicers. Healthy from `serve` until it is told to stop."""
 
-    def __init__(self, servicers: Sequence[Servicer], *, address: str, drain_seconds: float = 10.0) -> None:
+    def __init__(self, servicers: Sequence[Servicer], *, address: str, settings: ServerSettings) -> None:
         self.address = address
-        self._drain_seconds = drain_seconds
-        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+        self._drain_seconds = settings.drain_seconds
+        self._calls = Calls(most=settings.calls_at_once, most_watches=settings.watches_at_once)
+        terms = {name: terms for servicer in servicers for name, terms in servicer.terms().items()}
+        age = ("grpc.max_connection_age_ms", round(settings.connection_seconds * 1000))
+        self._server = grpc.aio.server(interceptors=[CallInterceptor(self._calls, terms)], options=(*_OPTIONS, age))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._names = [servicer.descriptor.full_name for servicer in servicers]
@@ -63,9 +85,13 @@ class RpcServer:
         get_logger().info("serving", address=self.address)
 
     async def stop(self) -> None:
-        """NOT_SERVING first, then no new calls, then wait for those in flight up to the drain time."""
+        """NOT_SERVING first, then no new calls and no watchers; the others have the drain time to end by themselves."""
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(self._drain_seconds)
+        self._calls.end_watches()
+        stopping = asyncio.ensure_future(self._server.stop(self._drain_seconds + END_SECONDS))
+        await asyncio.wait([stopping], timeout=self._drain_seconds)
+        self._calls.end_all()
+        await stopping
 
 
 async def run_until_signalled(
