@@ -5,7 +5,7 @@ VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-vllm bench bench-vllm lint format proto clean
+.PHONY: quickstart test test-vllm chaos bench bench-control bench-vllm lint format proto clean
 
 # A teacher learns to write better self-edits, in minutes, on two CPU cores.
 quickstart: $(VENV)/local
@@ -29,9 +29,20 @@ bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench.optimisers --out tests/bench/results/optimisers-cpu.json
 	$(BIN)/python -m tests.bench.racing --out tests/bench/results/racing-cpu.json
 
+# Adaptations accepted in a second, how soon, in how much memory, and that none is lost with a coordinator.
+bench-control: $(VENV)/dev
+	$(BIN)/python -m tests.bench.control --out tests/bench/results/control-cpu.json
+
 # The same adapters scored by vLLM.
 bench-vllm: $(VLLM_VENV)/vllm
 	$(VLLM_VENV)/bin/python -m tests.bench.scoring --engine vllm --out tests/bench/results/scoring-vllm-cpu.json
+
+# Runs while everything is killed, stopped and cut; then no promise may be broken. SEED, RUNS, BROKER=redis|rabbitmq.
+SEED ?= 1
+RUNS ?= 200
+BROKER ?= redis
+chaos: $(VENV)/dev
+	$(BIN)/python -m tests.faults.chaos --seed $(SEED) --runs $(RUNS) --broker $(BROKER)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

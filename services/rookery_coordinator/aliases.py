@@ -23,8 +23,9 @@ STANDARD_ERRORS = 2.0
 """A gain counts as positive if it is more than this many standard errors above zero."""
 
 
-def find_adapter(session: Session, name: str) -> Adapter:
-    adapter = session.get(Adapter, name)
+def find_adapter(session: Session, name: str, *, lock: bool = False) -> Adapter:
+    """Raises UnknownResource. Locked, it does not expire before the transaction ends."""
+    adapter = session.get(Adapter, name, with_for_update={"read": True} if lock else None)
     if adapter is None:
         raise UnknownResource(f"there is no {name}", name=name)
     return adapter
@@ -56,7 +57,7 @@ def promote(session: Session, name: str, alias: str, *, expected: str | None) ->
     positive beyond its uncertainty.
     """
     _check_alias(alias)
-    adapter = find_adapter(session, name)
+    adapter = find_adapter(session, name, lock=True)
     _lock(session, adapter.profile)
     before = current(session, adapter.profile, alias)
     if expected and (before is None or before.adapter != expected):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, insert, or_, select, update
 from sqlalchemy.orm import Session
@@ -70,7 +71,10 @@ def enqueue(session: Session, new: NewJob) -> Job:
 
 
 def _announce(session: Session, job: Job, *, delay: float) -> None:
-    session.add(Outbox(job=job.id, epoch=job.epoch, queue=job.queue, not_before=now() + delay))
+    message = Outbox(job=job.id, epoch=job.epoch, queue=job.queue)
+    if delay:
+        message.not_before = now() + delay
+    session.add(message)
 
 
 def _count(session: Session, before: str, after: str, jobs: int = 1) -> None:
@@ -201,7 +205,7 @@ def unhold(session: Session, parent: str) -> None:
 def cancel_open(session: Session, parent: str) -> None:
     """Cancel the jobs of a parent that have not ended. Their workers learn of it at the next heartbeat."""
     query = select(Job.id, Job.state).where(Job.parent == parent, Job.state.in_(OPEN_JOB_STATES)).with_for_update()
-    jobs = session.execute(query).tuples().all()
+    jobs = session.execute(query).all()
     for state, count in Counter(state for _, state in jobs).items():
         _count(session, state, JobState.CANCELLED, count)
     session.execute(
@@ -248,7 +252,7 @@ def announce_forgotten(session: Session, *, after_seconds: float) -> int:
         if session.scalar(_is_quiet(queue, since=threshold)):
             lost = oldest.limit(PROBES)
         else:
-            claimed = session.scalar(_last_claimed(queue, before=threshold, since=threshold - 2 * after_seconds))
+            claimed = session.scalar(_last_claimed(queue, before=threshold, since=threshold - 2 * after_seconds)) or 0.0
             lost = oldest.where(Job.queue_time < claimed).limit(AT_ONCE)
         announced += _announce_again(session, Job.id.in_(session.scalars(lost.with_for_update(skip_locked=True)).all()))
     if announced:
@@ -256,15 +260,13 @@ def announce_forgotten(session: Session, *, after_seconds: float) -> int:
     return announced
 
 
-def _is_quiet(queue: str, *, since: ColumnElement[float]) -> Select[tuple[bool]]:
+def _is_quiet(queue: str, *, since: ColumnElement[float]) -> Select[Any]:
     """Nothing was claimed or queued."""
     seen = select(Job.id).where(Job.queue == queue, or_(Job.start_time > since, Job.queue_time > since))
     return select(~seen.exists())
 
 
-def _last_claimed(
-    queue: str, *, before: ColumnElement[float], since: ColumnElement[float]
-) -> Select[tuple[float | None]]:
+def _last_claimed(queue: str, *, before: ColumnElement[float], since: ColumnElement[float]) -> Select[Any]:
     """When the youngest of the jobs that were claimed in a window of time had been queued."""
     return select(func.max(Job.queue_time)).where(
         Job.queue == queue, Job.start_time < before, Job.start_time > since, Job.start_time >= Job.queue_time

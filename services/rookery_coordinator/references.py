@@ -40,7 +40,10 @@ def _open_work() -> Any:
 
 
 class Expiry:
-    """Forgets adapters that nothing needs, some time after they were made. Their objects are then orphans."""
+    """Forgets adapters that nothing needs, some time after they were made. Their objects are then orphans.
+
+    Whoever comes to need a stored adapter locks its row for sharing, in the transaction that makes it needed.
+    """
 
     def __init__(self, database: Database, *, days: float) -> None:
         """0 days keep them for ever."""
@@ -48,17 +51,25 @@ class Expiry:
 
     def sweep(self) -> None:
         """Trials keep their scores and the names of their adapters."""
-        old = select(Adapter).where(Adapter.create_time < now() - self._days * 86_400.0)
-        for query in needs():
-            old = old.where(Adapter.name.not_in(query))
         expired = self._days > 0
         while expired:
             with self._database.write() as session:
-                free = old.where(Adapter.parent.not_in(_open_work())).limit(_AT_ONCE)
-                rows = session.scalars(free.with_for_update(skip_locked=True)).all()  # others are another's to forget
+                locked = session.scalars(self._free().limit(_AT_ONCE).with_for_update(skip_locked=True)).all()
+                # What came to need one of them before it was locked is seen by a second look alone.
+                names = [adapter.name for adapter in locked]
+                rows = session.scalars(self._free().where(Adapter.name.in_(names))).all()
                 for row in rows:
                     audit(session, "adapter expired", row.name, made_by=row.parent)
                     session.delete(row)
             if rows:
                 get_logger().info("adapters expired", adapters=len(rows))
-            expired = len(rows) == _AT_ONCE
+            expired = len(locked) == _AT_ONCE
+
+    def _free(self) -> Select[Adapter]:
+        """Those that are old enough and that nothing needs."""
+        free = select(Adapter).where(
+            Adapter.create_time < now() - self._days * 86_400.0, Adapter.parent.not_in(_open_work())
+        )
+        for query in needs():
+            free = free.where(Adapter.name.not_in(query))
+        return free

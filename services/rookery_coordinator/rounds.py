@@ -223,7 +223,9 @@ def _plan_trials(session: Session, work: Work, round_: Round, asked: Sequence[tu
 
 
 def _stored_adapters(session: Session, recipes: set[str]) -> dict[str, Adapter]:
-    found = session.scalars(select(Adapter).where(Adapter.recipe.in_(recipes)).order_by(Adapter.create_time))
+    """By recipe; locked, so that none expires before it is known to be in use."""
+    query = select(Adapter).where(Adapter.recipe.in_(recipes)).order_by(Adapter.create_time)
+    found = session.scalars(query.with_for_update(read=True))
     return {adapter.recipe: adapter for adapter in found if adapter.recipe is not None}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -32,6 +33,13 @@ def repeated(session: Session, request_id: str) -> str | None:
         return None
     request = session.get(Request, request_id)
     return request.resource if request else None
+
+
+def all_repeated(session: Session, request_ids: Sequence[str]) -> dict[str, str]:
+    """As `repeated`, for many: the resources of those that there were, by their ids."""
+    asked = [id_ for id_ in request_ids if id_]
+    query = select(Request.id, Request.resource).where(Request.id.in_(asked))
+    return {row.id: row.resource for row in session.execute(query)} if asked else {}
 
 
 def remember(session: Session, request_id: str, resource: str) -> None:
@@ -137,7 +145,10 @@ def create_run(
 def create_adaptation(
     session: Session, *, teacher: str, student: str, plan: AdaptationPlan, context: Context
 ) -> Adaptation:
-    """Check, store and start an adaptation. Raises what `create_run` raises."""
+    """Check, store and start an adaptation. Flushes nothing, so that many can be made at once.
+
+    Raises what `create_run` raises, before it adds anything.
+    """
     teacher_profile, student_profile = _profiles(session, teacher, student)
     check_style(plan.domain, plan.style, field="style")
     _check_rank(plan.student_recipe, student_profile, field="recipe.rank")
@@ -153,7 +164,6 @@ def create_adaptation(
     session.add(adaptation)
     contexts = add_contexts(session, adaptation.name, Split.TRAIN, [context])
     planned = write_adaptation_round(session, adaptation.name, plan)
-    session.flush()
     tell(session, adaptation.name, "accepted")
     start_work(session, adaptation, planned, contexts)
     return adaptation

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Enum, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint, false
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from rookery_coordinator.database import now
 from rookery_coordinator.types import JobKind, JobState, Purpose, Role, Split, State, TrialState
@@ -213,6 +213,8 @@ class Job(Base):
     queue: Mapped[str]
     parent: Mapped[str] = mapped_column(index=True)
     round: Mapped[str | None] = mapped_column(ForeignKey("rounds.id"), index=True)
+    round_row: Mapped[Round | None] = relationship(lazy="raise")
+    """Never read: it has a round written before its jobs."""
     scope: Mapped[list[Any]]
     """Ids of what the job covers: contexts to generate for, trials to train or evaluate."""
     state: Mapped[JobState] = mapped_column(_stored(JobState), index=True)
@@ -243,7 +245,7 @@ class Outbox(Base):
     job: Mapped[str]
     epoch: Mapped[int]
     queue: Mapped[str]
-    not_before: Mapped[float]
+    not_before: Mapped[float] = mapped_column(insert_default=now())
     claimed_until: Mapped[float | None]
     """Until then it is a relay's to send."""
 

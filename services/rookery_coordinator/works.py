@@ -68,6 +68,7 @@ def find_profile(session: Session, name: str, *, role: Role | None = None) -> ta
     if profile is None or (role is not None and profile.role != role):
         what = f"{role.value} profile" if role else "profile"
         raise UnknownProfile(f"there is no {what} {name!r}", name=name)
+    session.info.setdefault("profiles", {})[name] = profile  # else the session forgets it as soon as we do
     return profile
 
 

@@ -103,7 +103,12 @@ def stream(
 
 
 def _until(end: float) -> float:
-    return max(0.0, end - time.monotonic())
+    """Seconds. Raises CallFailed if there are none left: gRPC takes 0 for no deadline at all."""
+    left = end - time.monotonic()
+    if left <= 0:
+        code = grpc.StatusCode.DEADLINE_EXCEEDED
+        raise CallFailed("the deadline was over before the call", code=code, reason=code.name)
+    return left
 
 
 def _stand_back(failure: CallFailed, end: float) -> None:
@@ -112,6 +117,6 @@ def _stand_back(failure: CallFailed, end: float) -> None:
     Raises the failure if the server asks for nothing, or for more than there is time for.
     """
     pause = failure.retry_seconds * random.uniform(1.0, 1.5)
-    if not pause or pause >= _until(end):
+    if not pause or time.monotonic() + pause >= end:
         raise failure from None
     time.sleep(pause)

@@ -263,6 +263,13 @@ class EngineDead(RookeryError):
     reason = "ENGINE_DEAD"
 
 
+class AddressTaken(RookeryError):
+    """A server cannot listen where it was told to: most likely another one does."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "ADDRESS_TAKEN"
+
+
 class Overloaded(RookeryError):
     """The server has as many calls in flight as it takes. Nothing was done; try again when it says."""
 

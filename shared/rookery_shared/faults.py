@@ -5,7 +5,7 @@ that it holds for every process of a service, however it was started:
 
     ROOKERY_FAULTS        what happens where, such as "claimed=kill@0.02,published=pause:3,step=kill#5"
     ROOKERY_FAULTS_SEED   of the dice, with the process's number
-    ROOKERY_FAULTS_WHILE  path of a file: nothing happens once it is gone
+    ROOKERY_FAULTS_WHILE  path of a file: nothing happens once it is gone; a fault with a time takes it away
     ROOKERY_HISTORY       folder in which each process writes what it reports of itself, as lines of JSON
 
 A fault is ACTION[:SECONDS][@PROBABILITY][#TIME]. With a time it happens the so many-th time that the process is there,
@@ -130,7 +130,15 @@ class _Kit:
         with self._lock:
             self._times[point] += 1
             happens = self._times[point] == fault.time if fault.time else self._dice.random() < fault.probability
-        return happens and (not self._while or Path(self._while).exists())
+        if not happens or not self._while:
+            return happens
+        if not fault.time:
+            return Path(self._while).exists()
+        try:
+            Path(self._while).unlink()  # of several processes one succeeds
+        except FileNotFoundError:
+            return False
+        return True
 
     def _write(self, event: Mapping[str, str | int]) -> None:
         """One line in one write, so that neither a death nor another thread tears it."""

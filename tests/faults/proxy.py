@@ -37,7 +37,8 @@ class Proxy:
     """
 
     def __init__(self, upstream: str, *, listen: str = "127.0.0.1:0") -> None:
-        self._upstream = upstream
+        self.upstream = upstream
+        """May change; it is for those who connect then."""
         self._listen = listen
         self._delay = 0.0
         self._refusing = self._swallowing = False
@@ -45,6 +46,8 @@ class Proxy:
         """Bytes that still pass before everything is cut; a way that is not here has no limit."""
         self._connections: set[_Connection] = set()
         self._accepted = 0
+        self.passed = dict.fromkeys(Way, 0)
+        """Bytes so far."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy of {upstream}", daemon=True)
         self._server: asyncio.Server | None = None
@@ -141,9 +144,9 @@ class Proxy:
         self.address = f"{host}:{self._server.sockets[0].getsockname()[1]}"
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._upstream.startswith("unix:"):
-            return await asyncio.open_unix_connection(self._upstream.removeprefix("unix:"))
-        host, _, port = self._upstream.rpartition(":")
+        if self.upstream.startswith("unix:"):
+            return await asyncio.open_unix_connection(self.upstream.removeprefix("unix:"))
+        host, _, port = self.upstream.rpartition(":")
         return await asyncio.open_connection(host, int(port))
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -177,6 +180,7 @@ class Proxy:
             if (left := self._left.get(way)) is not None:
                 self._left[way] = max(0, left - len(data))
                 data = data[:left]
+            self.passed[way] += len(data)
             writer.write(data)
             await writer.drain()
             if left is not None and not self._left.get(way, 1):

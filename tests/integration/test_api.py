@@ -26,7 +26,7 @@ from rookery.local.broker import free_port
 from rookery.local.cluster import wait_until_serving
 from rookery.transport import call, open_channel
 from rookery.v1 import adaptation_service_pb2, model_service_pb2, run_service_pb2
-from rookery.v1.adaptation_service_pb2 import STATE_CANCELLED, STATE_FAILED, STATE_RUNNING
+from rookery.v1.adaptation_service_pb2 import STATE_CANCELLED, STATE_FAILED, STATE_PAUSED, STATE_RUNNING
 from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceStub
 from rookery.v1.context_pb2 import Context, Question
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER, Limits, ModelSource, Profile
@@ -506,6 +506,48 @@ def test_cancelling_ends_the_watch(client: Client) -> None:
     run = client.create_run(a_run())
     assert client.cancel_run(run.name).state == STATE_CANCELLED
     assert client.cancel_run(run.name).state == STATE_CANCELLED, "cancelling again has no effect"
+
+
+def test_a_paused_run_goes_on_where_it_was(client: Client) -> None:
+    run = client.create_run(a_run())
+    paused = client.pause_run(run.name)
+    assert (paused.state, paused.progress.stage) == (STATE_PAUSED, "paused")
+    assert client.pause_run(run.name).state == STATE_PAUSED, "pausing again has no effect"
+    resumed = client.resume_run(run.name)
+    assert (resumed.state, resumed.progress.stage) == (STATE_RUNNING, run.progress.stage)
+    assert client.resume_run(run.name).state == STATE_RUNNING
+    client.pause_run(run.name)
+    assert client.cancel_run(run.name).state == STATE_CANCELLED
+    assert client.pause_run(run.name).state == client.resume_run(run.name).state == STATE_CANCELLED
+    told = [event.message for event in client.watch_run(run.name)]
+    assert [told.count(what) for what in ("paused: what runs will finish", "resumed", "cancelled")] == [2, 1, 1]
+
+
+def test_a_paused_adaptation_can_be_resumed(client: Client) -> None:
+    made = make_adaptation(client)
+    assert client.pause_adaptation(made.name).state == STATE_PAUSED
+    assert client.resume_adaptation(made.name).state == STATE_RUNNING
+    client.cancel_adaptation(made.name)
+
+
+def test_equal_requests_at_once_make_one_adaptation(client: Client) -> None:
+    """Those that share a transaction too; a request that is refused spoils no other."""
+    stub = AdaptationServiceStub(client._channel)
+    context = Context(title="T", passage="P")
+    small = Recipe(rank=8, alpha=16)
+    asked = adaptation_service_pb2.Adaptation(teacher=TEACHER, student=STUDENT, context=context, recipe=small)
+    bad = adaptation_service_pb2.Adaptation(teacher=TEACHER, student="profiles/nobody", context=context)
+    ids = [str(uuid.uuid4()) for _ in range(10)]
+    asking = [(each, id_) for id_ in ids for each in (asked, asked)] + [(bad, str(uuid.uuid4())) for _ in ids]
+    calls = [
+        stub.CreateAdaptation.future(adaptation_service_pb2.CreateAdaptationRequest(adaptation=each, request_id=id_))
+        for each, id_ in sorted(asking, key=lambda pair: pair[1])
+    ]
+    names = [call.result().name for call in calls if call.exception() is None]
+    refused = [call.code() for call in calls if call.exception() is not None]
+    assert len(names) == 2 * len(ids)
+    assert len({*names}) == len(ids)
+    assert refused == [grpc.StatusCode.NOT_FOUND] * len(ids)
 
 
 def test_a_watch_outlives_the_server(coordinator: Coordinator, client: Client) -> None:

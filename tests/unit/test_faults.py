@@ -83,6 +83,12 @@ def test_nothing_happens_once_the_file_is_gone(tmp_path: Path) -> None:
     assert run(tmp_path, "claimed=kill", ROOKERY_FAULTS_WHILE=str(tmp_path / "x")).stdout == ""
 
 
+def test_what_happens_at_a_time_happens_once_in_all_processes(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    outputs = [run(tmp_path, "claimed=kill#2", ROOKERY_FAULTS_WHILE=str(tmp_path / "x")).stdout for _ in range(2)]
+    assert outputs == ["0\n", "0\n1\n2\n"]
+
+
 def test_a_point_that_is_off_costs_nothing() -> None:
     """Nanoseconds; the least of several tries, since the machine has other work."""
     assert faults._kit is None

@@ -11,6 +11,7 @@ from rookery.v1 import adaptation_service_pb2 as pb
 from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceServicer
 from rookery_coordinator import rounds, submissions
 from rookery_coordinator.api.base import Units, page
+from rookery_coordinator.api.batches import Batches
 from rookery_coordinator.api.messages import adaptation_message, new_adaptation_message, timestamp
 from rookery_coordinator.api.requests import adaptation_plan_from_proto
 from rookery_coordinator.api.watching import Feed
@@ -24,6 +25,7 @@ from rookery_shared.wire import context_from_proto
 class AdaptationApi(AdaptationServiceServicer):
     def __init__(self, units: Units, feed: Feed) -> None:
         self._units = units
+        self._batches: Batches[pb.Adaptation] = Batches(units)
         self._feed = feed
 
     async def CreateAdaptation(self, request: pb.CreateAdaptationRequest, context: RpcContext) -> pb.Adaptation:
@@ -36,7 +38,7 @@ class AdaptationApi(AdaptationServiceServicer):
             )
             return adaptation.name, new_adaptation_message(adaptation, plan, taught)
 
-        return await self._units.create(request.request_id, make=make, show=_show)
+        return await self._batches.create(request.request_id, make=make, show=_show)
 
     async def GetAdaptation(self, request: pb.GetAdaptationRequest, context: RpcContext) -> pb.Adaptation:
         return await self._units.read(lambda session: _show(session, request.name))

@@ -21,6 +21,8 @@ from rookery_shared.faults import Point, fault_point
 T = TypeVar("T")
 Row = TypeVar("Row")
 
+THREADS = 18
+"""Fewer than there are connections to the database: the relay, the reaper and the others need some as well."""
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 
@@ -28,7 +30,7 @@ MAX_PAGE = 1000
 class Units:
     """Runs units of work against the database on a pool of threads, since the event loop must not block."""
 
-    def __init__(self, database: Database, *, threads: int = 32) -> None:
+    def __init__(self, database: Database, *, threads: int = THREADS) -> None:
         self._database = database
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sql")
 
@@ -62,13 +64,15 @@ class Units:
                         return show(session, name)
                     name, shown = make(session)
                     submissions.remember(session, request_id, name)
-                    return shown
+                    fault_point(Point.COMMITTING)
             except IntegrityError:  # the same request came twice at once, and the other was first
                 with self._database.read() as session:
                     name = submissions.repeated(session, request_id)
                     if name is None:
                         raise
-                    return show(session, name)
+                    shown = show(session, name)
+            fault_point(Point.COMMITTED)
+            return shown
 
         return await self._run(unit)
 

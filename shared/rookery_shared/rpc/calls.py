@@ -6,6 +6,7 @@ Methods that only wait for events are counted apart, so that watchers, however m
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from rookery_shared.metrics import CALLS_REFUSED
 from rookery_shared.rpc.errors import RpcContext, errors_become_statuses
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]]
+
+IDLE_SECONDS = 0.02
+"""Between two looks at whether calls are in flight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +70,15 @@ class Calls:
             calls.discard(timeout)
             self._ended.discard(timeout)
 
-    def end_watches(self) -> None:
-        """Now. Their callers take them up elsewhere."""
-        self._end(watch=True)
+    async def idle(self, *, seconds: float) -> None:
+        """Until only watchers are left, or so many seconds are over."""
+        end = time.monotonic() + seconds
+        while self._in_flight[False] and time.monotonic() < end:
+            await asyncio.sleep(IDLE_SECONDS)
 
-    def end_all(self) -> None:
-        """Now, however far they are."""
-        self._end(watch=True)
-        self._end(watch=False)
-
-    def _end(self, *, watch: bool) -> None:
-        for timeout in self._in_flight[watch]:
+    def end(self) -> None:
+        """Now, however far they are: their callers take them up elsewhere."""
+        for timeout in (*self._in_flight[False], *self._in_flight[True]):
             if not timeout.expired():
                 self._ended.add(timeout)
                 timeout.reschedule(asyncio.get_running_loop().time())

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from rookery.errors import RookeryError
 from rookery.transport import DEADLINE_SECONDS, MESSAGE_OPTIONS
+from rookery_shared.errors import AddressTaken
 from rookery_shared.log import get_logger
 from rookery_shared.rpc.calls import CallInterceptor, Calls, Terms
 from rookery_shared.rpc.errors import RpcContext
@@ -77,20 +78,26 @@ class RpcServer:
         reflection.enable_server_reflection(reflected, self._server)
 
     async def start(self) -> None:
-        """Listen. Raises RuntimeError if the address is taken."""
-        self._server.add_insecure_port(self.address)
+        """Listen. Raises AddressTaken."""
+        try:
+            self._server.add_insecure_port(self.address)
+        except RuntimeError as error:
+            raise AddressTaken(f"cannot listen at {self.address}: {error}", address=self.address) from error
         await self._server.start()
         for name in ("", *self._names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         get_logger().info("serving", address=self.address)
 
     async def stop(self) -> None:
-        """NOT_SERVING first, then no new calls and no watchers; the others have the drain time to end by themselves."""
+        """NOT_SERVING first, then no new calls; those in flight have the drain time to end by themselves.
+
+        Watchers are ended when the others have: their callers go on at another server.
+        """
         await self._health.enter_graceful_shutdown()
-        self._calls.end_watches()
-        stopping = asyncio.ensure_future(self._server.stop(self._drain_seconds + END_SECONDS))
-        await asyncio.wait([stopping], timeout=self._drain_seconds)
-        self._calls.end_all()
+        stopping = asyncio.ensure_future(self._server.stop(self._drain_seconds + 2 * END_SECONDS))
+        await self._calls.idle(seconds=self._drain_seconds)
+        self._calls.end()
+        await self._server.stop(END_SECONDS)  # those that watch the health are the last
         await stopping
 
 
@@ -99,17 +106,18 @@ async def run_until_signalled(
 ) -> None:
     """Serve until SIGTERM or SIGINT. A background task that ends with an error ends the process with it.
 
-    Raises SystemExit for a RookeryError, which is logged.
+    Raises SystemExit for a RookeryError, such as an address that is taken; it is logged.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    for server in servers:
-        await server.start()
-    tasks = [asyncio.ensure_future(start()) for start in background]
     stopped = asyncio.ensure_future(stop.wait())
+    tasks: list[asyncio.Future[Any]] = []
     try:
+        for server in servers:
+            await server.start()
+        tasks += [asyncio.ensure_future(start()) for start in background]
         done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()

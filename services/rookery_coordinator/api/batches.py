@@ -1,0 +1,101 @@
+"""Creates that arrive at once share a transaction: most of what a small one costs is its statements and its commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from sqlalchemy.orm import Session
+
+from rookery.errors import RookeryError
+from rookery_coordinator import submissions
+from rookery_coordinator.api.base import Units
+from rookery_shared.errors import DatabaseUnavailable
+from rookery_shared.log import get_logger
+
+T = TypeVar("T")
+LARGEST = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Asked(Generic[T]):
+    request_id: str
+    make: Callable[[Session], tuple[str, T]]
+    """Only adds to the session, and adds nothing if it raises."""
+    show: Callable[[Session, str], T]
+    answered: asyncio.Future[T] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Batches(Generic[T]):
+    """As `Units.create`, for creates of one kind. While one batch is written the next one gathers."""
+
+    def __init__(self, units: Units) -> None:
+        self._units = units
+        self._waiting: list[_Asked[T]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def create(
+        self, request_id: str, *, make: Callable[[Session], tuple[str, T]], show: Callable[[Session, str], T]
+    ) -> T:
+        """Create a resource, once for each request id. `make` adds it to the session and flushes nothing."""
+        asked = _Asked(request_id=request_id, make=make, show=show)
+        self._waiting.append(asked)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        return await asked.answered
+
+    async def _write(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:LARGEST], self._waiting[LARGEST:]
+            try:
+                answers = await self._units.write(lambda session, batch=batch: _make_all(session, batch))
+            except DatabaseUnavailable as error:
+                for asked in batch:
+                    _settle(asked, error)
+            except Exception as error:  # of any of them
+                get_logger().info("creates are repeated one by one", creates=len(batch), error=type(error).__name__)
+                await asyncio.gather(*(self._alone(asked) for asked in batch))
+            else:
+                for asked, answer in zip(batch, answers, strict=True):
+                    _settle(asked, answer)
+
+    async def _alone(self, asked: _Asked[T]) -> None:
+        try:
+            _settle(asked, await self._units.create(asked.request_id, make=asked.make, show=asked.show))
+        except Exception as error:
+            _settle(asked, error)
+
+
+def _make_all(session: Session, batch: list[_Asked[T]]) -> list[T | RookeryError]:
+    """An answer for each."""
+    answers: list[T | RookeryError] = []
+    made = submissions.all_repeated(session, [asked.request_id for asked in batch])
+    with session.no_autoflush:
+        for asked in batch:
+            if asked.request_id in made:
+                raise _ComesTwice
+            try:
+                name, shown = asked.make(session)
+            except RookeryError as error:
+                answers.append(error)
+                continue
+            submissions.remember(session, asked.request_id, name)
+            answers.append(shown)
+            if asked.request_id:
+                made[asked.request_id] = name
+    return answers
+
+
+class _ComesTwice(Exception):
+    """The whole batch is then repeated one by one."""
+
+
+def _settle(asked: _Asked[T], answer: T | Exception) -> None:
+    if asked.answered.done():  # whoever asked has gone
+        return
+    if isinstance(answer, Exception):
+        asked.answered.set_exception(answer)
+    else:
+        asked.answered.set_result(answer)
