@@ -55,8 +55,8 @@ REMOVALS = [
     Removal(
         what="to consume waits for no answer",
         file=CONSUMING,
-        old="self._basic_consume(queue, no_ack=no_ack, nowait=True)\n",
-        new="super().consume(no_ack=no_ack)\n",
+        old="self._basic_consume(queue, no_ack=no_ack, nowait=True)",
+        new="super().consume(no_ack=no_ack)",
         test="test_two_queues_share_the_slots",
     ),
     Removal(

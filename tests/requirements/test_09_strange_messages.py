@@ -35,8 +35,8 @@ REMOVALS = [
     Removal(
         what="what is refused is counted",
         file=CONSUMING,
-        old="        MESSAGES_REFUSED.inc()\n",
-        new="",
+        old="        MESSAGES_REFUSED.inc()\n        get_logger().error(\n",
+        new="        get_logger().error(\n",
         test="test_what_is_no_job_is_refused[redis]",
     ),
     Removal(
