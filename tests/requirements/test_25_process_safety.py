@@ -14,6 +14,7 @@ import pytest
 
 from rookery.local.broker import free_port
 from rookery_shared.rpc.server import RpcServer
+from rookery_shared.settings import ServerSettings
 from tests.requirements.isolated_worker import CALLS
 from tests.requirements.isolation import isolated_worker, process_of, runs
 from tests.requirements.light import Light, until
@@ -96,7 +97,8 @@ def test_the_process_ends_with_its_worker(tidy_light: Light, how: str) -> None:
 def test_a_second_server_on_a_port_fails() -> None:
     async def serve_twice() -> None:
         address = f"127.0.0.1:{free_port()}"
-        first, second = RpcServer([], address=address), RpcServer([], address=address)
+        settings = ServerSettings()
+        first, second = (RpcServer([], address=address, settings=settings) for _ in range(2))
         await first.start()
         try:
             with pytest.raises(RuntimeError):
