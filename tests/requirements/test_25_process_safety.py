@@ -97,7 +97,8 @@ def test_the_process_ends_with_its_worker(tidy_light: Light, how: str) -> None:
 def test_a_second_server_on_a_port_fails() -> None:
     async def serve_twice() -> None:
         address = f"127.0.0.1:{free_port()}"
-        first, second = (RpcServer([], address=address, settings=ServerSettings()) for _ in range(2))
+        settings = ServerSettings()
+        first, second = (RpcServer([], address=address, settings=settings) for _ in range(2))
         await first.start()
         try:
             with pytest.raises(RuntimeError):
