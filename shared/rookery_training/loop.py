@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 GRACE_SECONDS = 60.0
 """How long a caller that gives up waits for the tick that its tasks are in."""
 
+LOOK_SECONDS = 0.2
+"""How often a caller whose turn has not come looks whether it should stop."""
+
 OnTick = Callable[[int, int], None]
 """Told how many optimiser steps are done, of how many, before every tick; may raise to stop."""
 
@@ -52,14 +55,15 @@ class TrainingLoop(Generic[Source]):
         party = _Party(source, tasks, on_tick)
         self._inbox.put(party)
         try:
+            party.wait_for_seat()
             for _ in tasks:
                 outcome = party.outcomes.get()
                 if isinstance(outcome, BaseException):
                     raise outcome
                 yield outcome
         finally:
-            party.gone = True
-            party.out.wait(GRACE_SECONDS)  # its folders are in use until then
+            if party.leave():
+                party.out.wait(GRACE_SECONDS)  # its folders are in use until then
 
     # --- in the thread ---------------------------------------------------------------------------------------------
 
@@ -84,8 +88,9 @@ class TrainingLoop(Generic[Source]):
             party = self._waiting.popleft()
             try:
                 trainer = self._trainer_for(party.source)
-                self._active.append(party)
-                party.join(trainer)
+                if party.sit_down():
+                    self._active.append(party)
+                    party.join(trainer)
             except BaseException as error:  # whatever it is, this thread serves the others
                 self._turn_away(party, error)
 
@@ -142,6 +147,7 @@ class TrainingLoop(Generic[Source]):
                 self._trainer.drop(ticket)
         if party in self._active:
             self._active.remove(party)
+        party.seated.set()
         party.out.set()
 
 
@@ -154,9 +160,30 @@ class _Party(Generic[Source]):
         self.tickets: list[Ticket] = []
         self.gone = False
         """The caller waits no more."""
+        self.seated = threading.Event()
+        """Its tasks are in the batch, or never will be."""
         self.out = threading.Event()
         """Nobody works for it any more."""
         self._tasks, self._on_tick = tasks, on_tick
+        self._lock = threading.Lock()
+
+    def wait_for_seat(self) -> None:
+        """In the caller's thread, which may stop meanwhile: the other one may have a model to load first."""
+        while not self.seated.wait(LOOK_SECONDS):
+            self._on_tick(0, 0)
+
+    def sit_down(self) -> bool:
+        """False if the caller has gone."""
+        with self._lock:
+            if not self.gone:
+                self.seated.set()
+            return not self.gone
+
+    def leave(self) -> bool:
+        """Returns whether somebody may be working for it."""
+        with self._lock:
+            self.gone = True
+            return self.seated.is_set()
 
     def join(self, trainer: BatchTrainer) -> None:
         for task in self._tasks:

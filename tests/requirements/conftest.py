@@ -19,9 +19,10 @@ __all__ = [
     "light_redis",
     "rabbitmq_coordinator",
     "redis_coordinator",
+    "tidy_light",
 ]
 
-LIGHT = {"lease_seconds": 3.0, "forgotten_seconds": 600.0}
+LIGHT = {"lease_seconds": 10.0, "forgotten_seconds": 600.0}
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +57,10 @@ def light(request: pytest.FixtureRequest) -> Light:
     """The same on either."""
     found: Light = request.getfixturevalue(f"light_{request.param}")
     return found
+
+
+@pytest.fixture
+def tidy_light(light_redis: Light) -> Iterator[Light]:
+    """On Redis, for tests that leave jobs unfinished: they are cancelled."""
+    yield light_redis
+    light_redis.cancel_all()

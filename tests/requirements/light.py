@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from rookery.local.broker import free_port
 from rookery.local.cluster import wait_until_serving
-from rookery_coordinator import submissions
+from rookery_coordinator import leases, submissions
 from rookery_coordinator.database import Database
 from rookery_coordinator.schema import migrate
 from rookery_coordinator.tables import Context, Job, Outbox, SelfEdit
-from rookery_coordinator.types import AdaptationPlan, JobState, Reward
+from rookery_coordinator.types import OPEN_JOB_STATES, AdaptationPlan, JobState, Reward
 from rookery_shared import types
 from rookery_shared.types import LoraRecipe
 from tests.integration.worlds import STUDENT, TEACHER, make_profiles
@@ -59,12 +59,14 @@ class Light:
 
     # --- processes ------------------------------------------------------------------------------------------------
 
-    def start_worker(self, *, slots: int = 1, broker_url: str = "", **settings: Any) -> Process:
+    def start_worker(
+        self, *, slots: int = 1, broker_url: str = "", module: str = "tests.requirements.light_worker", **settings: Any
+    ) -> Process:
         """`settings` are those of the light worker, without its prefix."""
         told = {f"ROOKERY_LIGHT_{name.upper()}": _text(value) for name, value in {"slots": slots, **settings}.items()}
         if broker_url:
             told["ROOKERY_BROKER_URL"] = broker_url
-        return self.start("tests.requirements.light_worker", **told)
+        return self.start(module, **told)
 
     def start(self, module: str, *arguments: str, **environment: str) -> Process:
         log, port = self.folder / f"{len(self.processes)}-{module}.log", free_port()
@@ -84,12 +86,13 @@ class Light:
 
     # --- jobs -----------------------------------------------------------------------------------------------------
 
-    def submit(self, *seconds: float, queue: str = "generate") -> list[str]:
-        """A job for each duration, all on one queue. Returns their ids."""
+    def submit(self, *what: float | str, queue: str = "generate") -> list[str]:
+        """A job for each duration or title, all on one queue. Returns their ids."""
         jobs = []
-        for each in seconds:
+        for each in what:
             with self.database.write() as session:
-                context = types.Context(title=f"{each} seconds", passage="Zzz.")
+                title = each if isinstance(each, str) else f"{each} seconds"
+                context = types.Context(title=title, passage="Zzz.")
                 adaptation = submissions.create_adaptation(
                     session, teacher=TEACHER, student=STUDENT, plan=PLAN, context=context
                 )
@@ -98,6 +101,10 @@ class Light:
                 session.scalars(select(Outbox).where(Outbox.job == job.id)).one().queue = job.queue = queue
                 jobs.append(job.id)
         return jobs
+
+    def cancel_all(self) -> None:
+        with self.database.write() as session:
+            session.execute(update(Job).where(Job.state.in_(OPEN_JOB_STATES)).values(state=JobState.CANCELLED))
 
     def states(self, jobs: list[str]) -> list[JobState]:
         with self.database.read() as session:
@@ -110,6 +117,10 @@ class Light:
             seconds=seconds,
             what=lambda: f"all succeed: {self.states(jobs)}",
         )
+
+    def cancel(self, job: str) -> None:
+        with self.database.write() as session:
+            leases.cancel_open(session, session.get_one(Job, job).parent)
 
     def epochs(self, jobs: list[str]) -> list[int]:
         with self.database.read() as session:
@@ -155,13 +166,15 @@ def start_light(folder: Path, broker_url: str, **settings: Any) -> Iterator[Ligh
     database = Database(f"sqlite:///{folder}/rookery.db")
     migrate(database)
     make_profiles(database)
+    address = f"127.0.0.1:{free_port()}"
     environment = {
         **{f"ROOKERY_{name.upper()}": str(value) for name, value in settings.items()},
         "ROOKERY_BROKER_URL": broker_url,
         "ROOKERY_DATABASE_URL": f"sqlite:///{folder}/rookery.db",
         "ROOKERY_STORE_URL": f"file://{folder}/objects",
         "ROOKERY_CACHE_FOLDER": f"{folder}/cache",
-        "ROOKERY_ADDRESS": f"127.0.0.1:{free_port()}",
+        "ROOKERY_ADDRESS": address,
+        "ROOKERY_COORDINATOR_TARGET": address,
         "ROOKERY_JOB_ADDRESS": f"unix:{folder}/jobs.sock",
         "ROOKERY_JOB_SERVICE_TARGET": f"unix:{folder}/jobs.sock",
         "ROOKERY_LIGHT_JOURNAL": str(folder / "journal"),
@@ -171,7 +184,7 @@ def start_light(folder: Path, broker_url: str, **settings: Any) -> Iterator[Ligh
     light = Light(folder=folder, database=database, broker_url=broker_url, environment=environment)
     light.start("rookery_coordinator", "serve")
     try:
-        wait_until_serving(environment["ROOKERY_ADDRESS"])
+        wait_until_serving(address)
         yield light
     finally:
         light.end_workers()

@@ -328,6 +328,29 @@ def test_callers_share_the_batch_and_one_that_stops_stops_alone(tmp_path: Path, 
     assert_same(tmp_path, alone)
 
 
+def test_a_caller_may_stop_while_the_model_is_loaded(tmp_path: Path, alone: Path) -> None:
+    """It is gone at once; who came after it is served."""
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load(source: str) -> BatchTrainer:
+        loading.set()
+        go_on.wait(60)
+        return trainer()
+
+    def impatient(done: int, total: int) -> None:
+        if loading.is_set():
+            raise Killed
+
+    loop = TrainingLoop(load)
+    asked = time.monotonic()
+    with pytest.raises(Killed):
+        list(loop.train("base", [slow_task(tmp_path)], on_tick=impatient))
+    assert time.monotonic() - asked < 5.0
+    go_on.set()
+    list(loop.train("base", [draw_task(i, tmp_path) for i in range(COUNT)], on_tick=lambda done, total: None))
+    assert_same(tmp_path, alone)
+
+
 def test_those_that_end_together_are_all_handed_out(tmp_path: Path) -> None:
     loop: TrainingLoop[str] = TrainingLoop(lambda source: trainer())
     twins = [replace(draw_task(1, tmp_path), key=key, out=tmp_path / key) for key in "abc"]

@@ -61,8 +61,10 @@ class SlotSubscription(Subscription):  # type: ignore[misc]  # kombu has no type
     has_free_slot: Callable[[], bool] = staticmethod(lambda: True)
 
     def consume(self, no_ack: bool | None = None) -> None:
+        """Waits for no answer: what another queue delivers meanwhile would find nobody, and be put back."""
         if self.has_free_slot():
-            super().consume(no_ack=no_ack)
+            for queue in self.queues:
+                self._basic_consume(queue, no_ack=no_ack, nowait=True)
 
     @property
     def consuming(self) -> bool:

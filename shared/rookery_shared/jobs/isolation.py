@@ -222,7 +222,7 @@ class Attempt:
                     case "failure":
                         failure = report.failure
                         raise self._lease.stopped or CallFailed(
-                            failure.message, code=_CODES[failure.code], reason=failure.reason
+                            failure.message, code=_CODES[failure.code], reason=failure.reason, **failure.metadata
                         )
         finally:
             self._process.remove(self)

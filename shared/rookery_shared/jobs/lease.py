@@ -15,6 +15,9 @@ from rookery_shared.errors import Cancelled, Preempted, StaleEpoch
 from rookery_shared.faults import Point, fault_point
 from rookery_shared.log import get_logger
 
+FENCE = 0.9
+"""Of a lease's time: when the work must have stopped."""
+
 Action = Callable[[], None]
 
 
@@ -85,13 +88,13 @@ class KeptLease(Lease):
     """A lease that a thread keeps alive, by the coordinator's word that it is extended.
 
     The lease ends `seconds` after the last heartbeat; the worker counts from when it sent it. It asks for more after a
-    third of that. If it has none after two thirds, the work is told to stop; at five sixths, `until`, it must have
+    third of that. If it has none after two thirds, the work is told to stop; at nine tenths, `until`, it must have
     stopped.
     """
 
     def __init__(self, jobs: JobServiceStub, *, job: str, epoch: int, seconds: float, since: float) -> None:
         """`since` is when the claim was sent, on the monotonic clock."""
-        super().__init__(job=job, epoch=epoch, until=since + seconds * 5 / 6)
+        super().__init__(job=job, epoch=epoch, until=since + seconds * FENCE)
         self._jobs = jobs
         self._seconds = seconds
         self._renewed = since
@@ -144,7 +147,7 @@ class KeptLease(Lease):
                 self.stop(StaleEpoch(f"lost the lease of {self.job}: {error}", job=self.job))
             return False
         self._renewed = sent
-        self.until = sent + self._seconds * 5 / 6
+        self.until = sent + self._seconds * FENCE
         for action in self._when_renewed:
             action()
         fault_point(Point.BEAT, job=self.job, epoch=self.epoch)

@@ -6,6 +6,7 @@ import os
 import queue
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 
@@ -17,7 +18,11 @@ from rookery_shared import log
 from rookery_shared.jobs.queues import make_app
 from rookery_shared.jobs.runner import JobRunner, WorkerHandler
 from rookery_shared.jobs.tasks import process_runner
+from rookery_shared.log import get_logger
 from rookery_shared.settings import ServiceSettings
+
+SHUTDOWN_SECONDS = 25.0
+"""How long a worker may take to end: a machine that is taken away gives half a minute."""
 
 
 def connect_runner(settings: ServiceSettings, handlers: Mapping[str, WorkerHandler]) -> JobRunner:
@@ -67,6 +72,9 @@ def _give_back_at_shutdown() -> None:
     def wait() -> None:
         told.get()
         process_runner().stop()
+        time.sleep(SHUTDOWN_SECONDS)
+        get_logger().warning("jobs do not end; their leases will run out")
+        os._exit(1)
 
     threading.Thread(target=wait, name="shutdown", daemon=True).start()
     signals.worker_shutting_down.connect(lambda **_: told.put(None), weak=False)

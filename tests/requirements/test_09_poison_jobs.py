@@ -1,0 +1,52 @@
+"""9. A job that takes its process down does so a few times, alone, and has then failed; its neighbours succeed."""
+
+from __future__ import annotations
+
+from rookery_coordinator.leases import MAX_DEATHS
+from rookery_coordinator.types import JobState
+from tests.requirements.isolation import isolated_worker, job_row
+from tests.requirements.light import Light, until
+from tests.requirements.removal import Removal
+
+TEST = "test_a_job_that_kills_its_process_fails_and_its_neighbours_succeed"
+REMOVALS = [
+    Removal(
+        what="a bound for attempts that killed their process",
+        file="services/rookery_coordinator/leases.py",
+        old=" or job.deaths >= MAX_DEATHS:",
+        new=":",
+        test=TEST,
+    ),
+    Removal(
+        what="suspects run alone",
+        file="services/rookery_coordinator/leases.py",
+        old="    return job.deaths > 0 or",
+        new="    return",
+        test=TEST,
+    ),
+    Removal(
+        what="the worker outlives the process",
+        file="shared/rookery_shared/jobs/isolation.py",
+        old="            self._listen(connection)\n",
+        new="            self._listen(connection)\n            os._exit(1)\n",
+        test=TEST,
+    ),
+]
+
+
+def test_a_job_that_kills_its_process_fails_and_its_neighbours_succeed(tidy_light: Light) -> None:
+    with isolated_worker(tidy_light, slots=3) as worker:
+        poison, *neighbours = tidy_light.submit("1 kills", "3 seconds", "3 seconds")
+        until(lambda: tidy_light.states([poison]) == [JobState.FAILED], seconds=60, what="the poison has failed")
+        tidy_light.finish(neighbours, seconds=60)
+        assert tidy_light.starts(poison) == MAX_DEATHS
+        failed = job_row(tidy_light, poison)
+        assert failed.failure_reason == "TRAINER_DIED"
+        assert failed.failure_message == "the process that ran the job was killed by SIGKILL"
+        assert [job_row(tidy_light, job).attempts for job in neighbours] == [1, 1], (
+            "one was cut short beside the poison"
+        )
+        assert worker.alive
+        tidy_light.finish(tidy_light.submit("0 seconds"), seconds=60)
+        alone = {entry["pid"] for entry in tidy_light.journal() if entry["job"] == poison and entry["epoch"] > 1}
+        assert not alone & {entry["pid"] for entry in tidy_light.journal() if entry["job"] != poison}
