@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kombu.messaging import Producer
 
 from rookery_shared.jobs.queues import DEAD, RABBITMQ_OPTIONS, REDIS_OPTIONS, TASK, is_rabbitmq, make_app
@@ -150,7 +151,8 @@ def test_what_is_no_message_is_refused(light_redis: Light) -> None:
     assert worker.counted("rookery_message_refused_total") == 4
 
 
-def test_a_pickle_is_not_opened(light: Light, tmp_path: Path) -> None:
+def test_a_pickle_is_not_opened(light: Light, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("C_FORCE_ROOT", "1")  # or a worker that takes pickles would not even start as root
     worker = start(light)
     canary = tmp_path / "canary"
     body = pickle.dumps(([], {"job": Canary(canary), "epoch": 1}, {}))
