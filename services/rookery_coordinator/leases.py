@@ -205,7 +205,7 @@ def unhold(session: Session, parent: str) -> None:
 def cancel_open(session: Session, parent: str) -> None:
     """Cancel the jobs of a parent that have not ended. Their workers learn of it at the next heartbeat."""
     query = select(Job.id, Job.state).where(Job.parent == parent, Job.state.in_(OPEN_JOB_STATES)).with_for_update()
-    jobs = session.execute(query).tuples().all()
+    jobs = session.execute(query).all()
     for state, count in Counter(state for _, state in jobs).items():
         _count(session, state, JobState.CANCELLED, count)
     session.execute(

@@ -52,7 +52,7 @@ class Relay:
         """How much is due, for Prometheus."""
         with self._database.read() as session:
             query = select(func.count(), now() - func.min(Outbox.not_before)).where(Outbox.not_before <= now())
-            pending, age = session.execute(query).tuples().one()
+            pending, age = session.execute(query).one()
         OUTBOX_PENDING.set(pending)
         OUTBOX_AGE.set(age or 0.0)
 

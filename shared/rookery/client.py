@@ -39,6 +39,8 @@ WATCH_SECONDS = 3600.0
 """A watch that is still open after this long is taken up again."""
 RECONNECT_SECONDS = 60.0
 """How long a watch tries to reach a server that went away."""
+_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""What a watch is told that nobody here has ended: gRPC itself cancels calls that wait 30 s to be taken up."""
 
 
 class _Event(Protocol):
@@ -277,6 +279,6 @@ def _watch(method: Callable[..., Iterator[Event]], request: Callable[[int], Any]
                 continue
             now = time.monotonic()
             lost_since = lost_since or now
-            if error.code != grpc.StatusCode.UNAVAILABLE or now - lost_since > RECONNECT_SECONDS:
+            if error.code not in _LOST or now - lost_since > RECONNECT_SECONDS:
                 raise
             time.sleep(0.5)

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 import torch
 
 from rookery_training.batch import AdapterTask, BatchTrainer, Outcome, Ticket
+from rookery_training.memory import give_back_freed_memory
 
 Source = TypeVar("Source")
 
@@ -147,6 +148,7 @@ class TrainingLoop(Generic[Source]):
                 self._trainer.drop(ticket)
         if party in self._active:
             self._active.remove(party)
+        give_back_freed_memory()
         party.seated.set()
         party.out.set()
 

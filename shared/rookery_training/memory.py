@@ -8,6 +8,8 @@ arithmetic. Longer sequences and dropout take somewhat more, which the margins b
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import resource
 import weakref
 from collections.abc import Iterator, Mapping
@@ -54,6 +56,12 @@ class MemoryModel:
     def tokens(self, budget: int) -> int:
         """Tokens of a pass for which `budget` is enough, beside the base and the adapters; at least 1."""
         return max(1, int((budget - self.workspace) / self.per_token))
+
+
+def give_back_freed_memory() -> None:
+    """What the process has freed, to the operating system. The C library would keep it, in pieces that fit nothing."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library has other habits
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def measure(base: FrozenBase) -> MemoryModel:

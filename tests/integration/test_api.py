@@ -534,13 +534,14 @@ def test_equal_requests_at_once_make_one_adaptation(client: Client) -> None:
     """Those that share a transaction too; a request that is refused spoils no other."""
     stub = AdaptationServiceStub(client._channel)
     context = Context(title="T", passage="P")
-    asked = adaptation_service_pb2.Adaptation(teacher=TEACHER, student=STUDENT, context=context)
+    small = Recipe(rank=8, alpha=16)
+    asked = adaptation_service_pb2.Adaptation(teacher=TEACHER, student=STUDENT, context=context, recipe=small)
     bad = adaptation_service_pb2.Adaptation(teacher=TEACHER, student="profiles/nobody", context=context)
     ids = [str(uuid.uuid4()) for _ in range(10)]
+    asking = [(each, id_) for id_ in ids for each in (asked, asked)] + [(bad, str(uuid.uuid4())) for _ in ids]
     calls = [
         stub.CreateAdaptation.future(adaptation_service_pb2.CreateAdaptationRequest(adaptation=each, request_id=id_))
-        for id_ in ids
-        for each in (asked, asked, bad)
+        for each, id_ in sorted(asking, key=lambda pair: pair[1])
     ]
     names = [call.result().name for call in calls if call.exception() is None]
     refused = [call.code() for call in calls if call.exception() is not None]

@@ -9,7 +9,7 @@ import pytest
 from tests.integration.conftest import database, database_url
 from tests.requirements.light import Light, start_light
 from tests.servers.rabbitmq import RabbitMQServer
-from tests.servers.redis import RedisServer, start_redis
+from tests.servers.redis import start_redis
 
 __all__ = [
     "database",
@@ -17,14 +17,12 @@ __all__ = [
     "light",
     "light_rabbitmq",
     "light_redis",
-    "own_light",
     "rabbitmq_coordinator",
     "redis_coordinator",
+    "tidy_light",
 ]
 
 LIGHT = {"lease_seconds": 10.0, "forgotten_seconds": 600.0}
-OWN_LEASE = 6.0
-"""Seconds that a busy machine can keep."""
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +59,8 @@ def light(request: pytest.FixtureRequest) -> Light:
     return found
 
 
-@pytest.fixture(scope="module")
-def own_light(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Light]:
-    """A coordinator of the module's own. Each test starts its workers, and ends them."""
-    redis_server.wipe()
-    with start_light(tmp_path_factory.mktemp("light"), redis_server.url, lease_seconds=OWN_LEASE) as started:
-        yield started
+@pytest.fixture
+def tidy_light(light_redis: Light) -> Iterator[Light]:
+    """On Redis, for tests that leave jobs unfinished: they are cancelled."""
+    yield light_redis
+    light_redis.cancel_all()

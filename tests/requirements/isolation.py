@@ -34,11 +34,11 @@ def runs(pid: int) -> bool:
         return False
 
 
-def steps(light: Light, job: str, *, epoch: int = 1, after: float = 0.0) -> list[dict[str, Any]]:
-    """That were taken after a time."""
+def noted(light: Light, job: str, what: str, *, epoch: int = 1, after: float = 0.0) -> list[dict[str, Any]]:
+    """What an attempt at a job has said of itself, after a time."""
     return [
         entry
-        for entry in light.journal("step")
+        for entry in light.journal(what)
         if entry["job"] == job and entry["epoch"] == epoch and entry["time"] > after
     ]
 

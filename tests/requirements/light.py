@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from rookery.local.broker import free_port
 from rookery.local.cluster import wait_until_serving
@@ -22,7 +22,7 @@ from rookery_coordinator import leases, submissions
 from rookery_coordinator.database import Database
 from rookery_coordinator.schema import migrate
 from rookery_coordinator.tables import Context, Job, Outbox, SelfEdit
-from rookery_coordinator.types import AdaptationPlan, JobState, Reward
+from rookery_coordinator.types import OPEN_JOB_STATES, AdaptationPlan, JobState, Reward
 from rookery_shared import types
 from rookery_shared.types import LoraRecipe
 from tests.integration.worlds import STUDENT, TEACHER, make_profiles
@@ -87,7 +87,7 @@ class Light:
     # --- jobs -----------------------------------------------------------------------------------------------------
 
     def submit(self, *what: float | str, queue: str = "generate") -> list[str]:
-        """A job for each duration, or for each title, all on one queue. Returns their ids."""
+        """A job for each duration or title, all on one queue. Returns their ids."""
         jobs = []
         for each in what:
             with self.database.write() as session:
@@ -101,6 +101,10 @@ class Light:
                 session.scalars(select(Outbox).where(Outbox.job == job.id)).one().queue = job.queue = queue
                 jobs.append(job.id)
         return jobs
+
+    def cancel_all(self) -> None:
+        with self.database.write() as session:
+            session.execute(update(Job).where(Job.state.in_(OPEN_JOB_STATES)).values(state=JobState.CANCELLED))
 
     def states(self, jobs: list[str]) -> list[JobState]:
         with self.database.read() as session:

@@ -16,8 +16,8 @@ from rookery.internal.v1 import job_service_pb2 as pb
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
 from rookery.transport import call, open_channel
 from rookery_coordinator.tables import Job
-from tests.requirements.conftest import OWN_LEASE
-from tests.requirements.isolation import isolated_worker, process_of, runs, steps
+from tests.requirements.conftest import LIGHT
+from tests.requirements.isolation import isolated_worker, noted, process_of, runs
 from tests.requirements.light import SELF_EDITS, Light, Process, until
 from tests.requirements.removal import Removal
 
@@ -50,56 +50,56 @@ def stopped(*pids: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def claimed(own_light: Light, job: str, worker: Process) -> int:
+def claimed(light: Light, job: str, worker: Process) -> int:
     """Waits until the worker's process has begun with the job. Returns the process."""
-    until(lambda: own_light.starts(job), seconds=60, what="the first worker begins")
-    pid = process_of(own_light, job)
+    until(lambda: light.starts(job), seconds=60, what="the first worker begins")
+    pid = process_of(light, job)
     assert pid != worker.server.pid
     return pid
 
 
-def test_a_worker_that_slept_past_its_lease_changes_nothing_and_stops(own_light: Light) -> None:
-    with isolated_worker(own_light) as sleeper:
-        [job] = own_light.submit("2 seconds")
-        process = claimed(own_light, job, sleeper)
+def test_a_worker_that_slept_past_its_lease_changes_nothing_and_stops(tidy_light: Light) -> None:
+    with isolated_worker(tidy_light) as sleeper:
+        [job] = tidy_light.submit("2 seconds")
+        process = claimed(tidy_light, job, sleeper)
         with stopped(sleeper.server.pid, process):
-            with isolated_worker(own_light):
-                own_light.finish([job], seconds=60)
-            before = own_light.effects([job])
+            with isolated_worker(tidy_light):
+                tidy_light.finish([job], seconds=60)
+            before = tidy_light.effects([job])
         woken = time.time()
-        until(lambda: not runs(process) or own_light.journal("stopped"), seconds=5, what="it stops")
-        assert len(steps(own_light, job, epoch=1, after=woken)) <= 1, "it was in the middle of one"
-        assert own_light.effects([job]) == before == [SELF_EDITS]
-        assert own_light.epochs([job]) == [2]
-        own_light.finish(own_light.submit("0 seconds"), seconds=60)  # it is as good as before
+        until(lambda: not runs(process) or noted(tidy_light, job, "stopped"), seconds=5, what="it stops")
+        assert len(noted(tidy_light, job, "step", after=woken)) <= 1, "it was in the middle of one"
+        assert tidy_light.effects([job]) == before == [SELF_EDITS]
+        assert tidy_light.epochs([job]) == [2]
+        tidy_light.finish(tidy_light.submit("0 seconds"), seconds=60)  # it is as good as before
 
 
-def test_training_stops_by_itself_if_its_worker_stands_still(own_light: Light) -> None:
-    with isolated_worker(own_light) as sleeper:
-        [job] = own_light.submit("20 seconds")
-        claimed(own_light, job, sleeper)
+def test_training_stops_by_itself_if_its_worker_stands_still(tidy_light: Light) -> None:
+    with isolated_worker(tidy_light) as sleeper:
+        [job] = tidy_light.submit("20 seconds")
+        claimed(tidy_light, job, sleeper)
         with stopped(sleeper.server.pid):
             now = time.time()
             until(
-                lambda: any(entry["job"] == job for entry in own_light.journal("stopped")),
-                seconds=OWN_LEASE + 2.0,
+                lambda: noted(tidy_light, job, "stopped"),
+                seconds=LIGHT["lease_seconds"] + 2.0,
                 what="it stops",
             )
-            [entry] = [entry for entry in own_light.journal("stopped") if entry["job"] == job]
+            [entry] = noted(tidy_light, job, "stopped")
             assert entry["why"] == "StaleEpoch"
-            assert entry["time"] < now + OWN_LEASE
+            assert entry["time"] < now + LIGHT["lease_seconds"]
 
 
 @pytest.mark.parametrize("kind", ["heartbeat", "complete", "fail", "release", "claim"])
-def test_no_call_of_an_older_epoch_changes_anything(own_light: Light, kind: str) -> None:
+def test_no_call_of_an_older_epoch_changes_anything(tidy_light: Light, kind: str) -> None:
     """While the job runs under the next one."""
-    [job] = own_light.submit("0 seconds")
-    with open_channel(own_light.environment["ROOKERY_JOB_SERVICE_TARGET"]) as channel:
+    [job] = tidy_light.submit("0 seconds")
+    with open_channel(tidy_light.environment["ROOKERY_JOB_SERVICE_TARGET"]) as channel:
         stub = JobServiceStub(channel)
         call(stub.Claim, pb.ClaimRequest(job=job, epoch=1, worker="old"))
         call(stub.Release, pb.ReleaseRequest(job=job, epoch=1))
         call(stub.Claim, pb.ClaimRequest(job=job, epoch=2, worker="new"))
-        before = row(own_light, job)
+        before = row(tidy_light, job)
         late: dict[str, tuple[Any, Any]] = {
             "heartbeat": (stub.Heartbeat, pb.HeartbeatRequest(job=job, epoch=1)),
             "complete": (stub.Complete, pb.CompleteRequest(job=job, epoch=1, activated=pb.Activated())),
@@ -111,10 +111,10 @@ def test_no_call_of_an_older_epoch_changes_anything(own_light: Light, kind: str)
         with pytest.raises(CallFailed) as refused:
             call(method, request)
         assert refused.value.reason == "STALE_EPOCH"
-        assert row(own_light, job) == before
+        assert row(tidy_light, job) == before
 
 
-def row(own_light: Light, job: str) -> dict[str, object]:
-    with own_light.database.read() as session:
+def row(light: Light, job: str) -> dict[str, object]:
+    with light.database.read() as session:
         kept = session.get_one(Job, job)
         return {column.name: getattr(kept, column.name) for column in Job.__table__.columns}

@@ -34,17 +34,19 @@ REMOVALS = [
 ]
 
 
-def test_a_job_that_kills_its_process_fails_and_its_neighbours_succeed(own_light: Light) -> None:
-    with isolated_worker(own_light, slots=3) as worker:
-        poison, *neighbours = own_light.submit("1 kills", "3 seconds", "3 seconds")
-        until(lambda: own_light.states([poison]) == [JobState.FAILED], seconds=60, what="the poison has failed")
-        own_light.finish(neighbours, seconds=60)
-        assert own_light.starts(poison) == MAX_DEATHS
-        failed = job_row(own_light, poison)
+def test_a_job_that_kills_its_process_fails_and_its_neighbours_succeed(tidy_light: Light) -> None:
+    with isolated_worker(tidy_light, slots=3) as worker:
+        poison, *neighbours = tidy_light.submit("1 kills", "3 seconds", "3 seconds")
+        until(lambda: tidy_light.states([poison]) == [JobState.FAILED], seconds=60, what="the poison has failed")
+        tidy_light.finish(neighbours, seconds=60)
+        assert tidy_light.starts(poison) == MAX_DEATHS
+        failed = job_row(tidy_light, poison)
         assert failed.failure_reason == "TRAINER_DIED"
         assert failed.failure_message == "the process that ran the job was killed by SIGKILL"
-        assert [job_row(own_light, job).attempts for job in neighbours] == [1, 1], "one was cut short beside the poison"
+        assert [job_row(tidy_light, job).attempts for job in neighbours] == [1, 1], (
+            "one was cut short beside the poison"
+        )
         assert worker.alive
-        own_light.finish(own_light.submit("0 seconds"), seconds=60)
-        alone = {entry["pid"] for entry in own_light.journal() if entry["job"] == poison and entry["epoch"] > 1}
-        assert not alone & {entry["pid"] for entry in own_light.journal() if entry["job"] != poison}
+        tidy_light.finish(tidy_light.submit("0 seconds"), seconds=60)
+        alone = {entry["pid"] for entry in tidy_light.journal() if entry["job"] == poison and entry["epoch"] > 1}
+        assert not alone & {entry["pid"] for entry in tidy_light.journal() if entry["job"] != poison}

@@ -294,8 +294,8 @@ def test_any_history_ends_in_the_same_rounds() -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     few = settings(
-        max_examples=12,
-        stateful_step_count=60,
+        max_examples=8,
+        stateful_step_count=50,
         deadline=None,
         derandomize=True,
         database=None,

@@ -39,7 +39,7 @@ REMOVALS = [
         file=ADAPTERS,
         old="    fault_point(Point.PUBLISHING)\n",
         new='    store.write(f"{name}/{MANIFEST}", manifest.encoded())\n    fault_point(Point.PUBLISHING)\n',
-        test="test_a_publisher_killed_between_two_writes[file-stored#1-moto_server]",
+        test="test_a_publisher_killed_between_two_writes[moto_server-file-stored#1]",
     ),
     Removal(
         what="the manifest comes last: an upload is cut",

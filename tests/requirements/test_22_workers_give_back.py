@@ -22,7 +22,6 @@ from tests.integration.worlds import STUDENT, TEACHER
 from tests.requirements.isolation import isolated_worker, job_row
 from tests.requirements.light import PLAN, Light, Process, until
 from tests.requirements.removal import Removal
-from tests.servers.processes import ServerProcess
 
 SECONDS = 15.0
 """Half of what a machine gives that is taken away."""
@@ -56,29 +55,28 @@ REMOVALS = [
 @contextmanager
 def service(light: Light, *argv: str, **settings: str) -> Iterator[Process]:
     """A process of the product's own."""
-    told = {f"ROOKERY_{name.upper()}": value for name, value in settings.items()}
-    process = light.start(*argv, **told)
+    process = light.start(*argv, **{f"ROOKERY_{name.upper()}": value for name, value in settings.items()})
     try:
         yield process
     finally:
         process.server.end(signal.SIGKILL)
 
 
-def ends(process: ServerProcess) -> None:
+def ends(process: Process) -> None:
     """By SIGTERM, in time and in order."""
     began = time.monotonic()
-    assert process.end(signal.SIGTERM) == 0
+    assert process.server.end(signal.SIGTERM) == 0
     assert time.monotonic() - began < SECONDS
 
 
-def train_job(own_light: Light, parent: str) -> Job | None:
-    with own_light.database.read() as session:
+def train_job(light: Light, parent: str) -> Job | None:
+    with light.database.read() as session:
         return session.scalars(select(Job).where(Job.parent == parent, Job.kind == JobKind.TRAIN)).one_or_none()
 
 
-def checkpoints(own_light: Light, job: str) -> dict[str, int]:
+def checkpoints(light: Light, job: str) -> dict[str, int]:
     """Whole epochs in each checkpoint of a job, by the adapter's key."""
-    folder = own_light.folder / "objects" / "unfinished" / job
+    folder = light.folder / "objects" / "unfinished" / job
     return {path.stem: epochs_in(path) for path in folder.glob("[!.]*.safetensors")}
 
 
@@ -88,9 +86,9 @@ def epochs_in(path: Path) -> int:
     return int(json.loads(header["__metadata__"]["rookery"])["progress"]["epochs"])
 
 
-def test_a_student_that_is_told_to_end_leaves_its_checkpoints_to_the_next(own_light: Light) -> None:
+def test_a_student_that_is_told_to_end_leaves_its_checkpoints_to_the_next(tidy_light: Light) -> None:
     recipe = LoraRecipe(rank=4, alpha=8, epochs=EPOCHS, schedule=Schedule.CONSTANT)
-    with own_light.database.write() as session:
+    with tidy_light.database.write() as session:
         session.get_one(Profile, STUDENT).source = str(TINY)
         parent = submissions.create_adaptation(
             session,
@@ -100,19 +98,19 @@ def test_a_student_that_is_told_to_end_leaves_its_checkpoints_to_the_next(own_li
             context=Context(title="0 seconds", passage="Zzz.", questions=(Question(question="q?", answer="a"),)),
         ).name
     settings = {"profile": STUDENT, "checkpoint_seconds": "0.2", "torch_threads": "1"}
-    with isolated_worker(own_light):
-        until(lambda: train_job(own_light, parent) is not None, seconds=60, what="there is something to train")
-    job = train_job(own_light, parent)
+    with isolated_worker(tidy_light):
+        until(lambda: train_job(tidy_light, parent) is not None, seconds=60, what="there is something to train")
+    job = train_job(tidy_light, parent)
     assert job is not None
-    with service(own_light, "rookery_student", **settings) as first:
-        until(lambda: len(checkpoints(own_light, job.id)) == len(job.scope), seconds=150, what="checkpoints")
-        ends(first.server)
-    given_back = job_row(own_light, job.id)
+    with service(tidy_light, "rookery_student", **settings) as first:
+        until(lambda: len(checkpoints(tidy_light, job.id)) == len(job.scope), seconds=150, what="checkpoints")
+        ends(first)
+    given_back = job_row(tidy_light, job.id)
     assert (given_back.state, given_back.epoch, given_back.attempts) == (JobState.QUEUED, 2, 0)
-    left = checkpoints(own_light, job.id)
-    with service(own_light, "rookery_student", **settings) as second:
+    left = checkpoints(tidy_light, job.id)
+    with service(tidy_light, "rookery_student", **settings) as second:
         until(lambda: gone_on(second.log) == left, seconds=120, what="the next one goes on from there")
-    left_over = job_row(own_light, job.id)
+    left_over = job_row(tidy_light, job.id)
     assert (left_over.state, left_over.epoch) == (JobState.RUNNING, 2)
 
 
@@ -121,20 +119,20 @@ def gone_on(log: Path) -> dict[str, int]:
     return {key: int(epochs) for key, epochs in re.findall(r"(\w+) goes on after epoch (\d+) of", log.read_text())}
 
 
-def test_a_stuck_job_is_given_back_as_well(own_light: Light) -> None:
-    with isolated_worker(own_light, stop_seconds=1.0) as worker:
-        [job] = own_light.submit("20 hangs first")
-        until(lambda: own_light.starts(job), seconds=60, what="it begins")
-        ends(worker.server)
-    row = job_row(own_light, job)
+def test_a_stuck_job_is_given_back_as_well(tidy_light: Light) -> None:
+    with isolated_worker(tidy_light, stop_seconds=1.0) as worker:
+        [job] = tidy_light.submit("20 hangs first")
+        until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
+        ends(worker)
+    row = job_row(tidy_light, job)
     assert (row.state, row.epoch, row.attempts) == (JobState.QUEUED, 2, 0)
 
 
-def test_the_coordinators_worker_does_not_wait_for_answers(own_light: Light) -> None:
-    nobody = f"unix:{own_light.folder}/nobody.sock"
-    with service(own_light, "rookery_coordinator", "worker", teacher_target=nobody) as worker:
-        [job] = own_light.submit("0 seconds")
-        until(lambda: own_light.states([job]) == [JobState.RUNNING], seconds=60, what="it begins")
-        ends(worker.server)
-    row = job_row(own_light, job)
+def test_the_coordinators_worker_does_not_wait_for_answers(tidy_light: Light) -> None:
+    nobody = f"unix:{tidy_light.folder}/nobody.sock"
+    with service(tidy_light, "rookery_coordinator", "worker", teacher_target=nobody) as worker:
+        [job] = tidy_light.submit("0 seconds")
+        until(lambda: tidy_light.states([job]) == [JobState.RUNNING], seconds=60, what="it begins")
+        ends(worker)
+    row = job_row(tidy_light, job)
     assert (row.state, row.epoch, row.attempts) == (JobState.QUEUED, 2, 0)

@@ -77,7 +77,7 @@ REMOVALS = [
     Removal(
         what="watches go on",
         file="shared/rookery/client.py",
-        old="if error.code != grpc.StatusCode.UNAVAILABLE or",
+        old="if error.code not in _LOST or",
         new="if True or",
         test="test_a_watch_that_is_cut_goes_on_where_it_was",
     ),

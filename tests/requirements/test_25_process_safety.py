@@ -71,14 +71,14 @@ def test_workers_load_no_torch(name: str) -> None:
     assert done.stdout.strip() == ""
 
 
-def test_calls_are_made_beside_a_worker_that_makes_calls(own_light: Light) -> None:
+def test_calls_are_made_beside_a_worker_that_makes_calls(tidy_light: Light) -> None:
     """The worker beats and reports; the process that it has started makes calls through a channel of its own."""
-    with isolated_worker(own_light) as worker:
-        [job] = own_light.submit("0 calls")
-        own_light.finish([job], seconds=60)
-        [called] = [entry for entry in own_light.journal("called") if entry["job"] == job]
+    with isolated_worker(tidy_light) as worker:
+        [job] = tidy_light.submit("0 calls")
+        tidy_light.finish([job], seconds=60)
+        [called] = [entry for entry in tidy_light.journal("called") if entry["job"] == job]
         assert called["calls"] == CALLS
-        process = process_of(own_light, job)
+        process = process_of(tidy_light, job)
         command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
         assert b"rookery_shared.jobs.child" in command, "not a copy of the worker, which has channels"
         assert not sockets(process) & sockets(worker.server.pid), "nor did it inherit any"
@@ -86,18 +86,19 @@ def test_calls_are_made_beside_a_worker_that_makes_calls(own_light: Light) -> No
 
 
 @pytest.mark.parametrize("how", ["seconds", "hangs"])
-def test_the_process_ends_with_its_worker(own_light: Light, how: str) -> None:
-    with isolated_worker(own_light) as worker:
-        [job] = own_light.submit(f"20 {how}")
-        until(lambda: own_light.starts(job), seconds=60, what="it begins")
+def test_the_process_ends_with_its_worker(tidy_light: Light, how: str) -> None:
+    with isolated_worker(tidy_light) as worker:
+        [job] = tidy_light.submit(f"20 {how}")
+        until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
         os.kill(worker.server.pid, signal.SIGKILL)
-        until(lambda: not runs(process_of(own_light, job)), seconds=2, what="its process has ended")
+        until(lambda: not runs(process_of(tidy_light, job)), seconds=2, what="its process has ended")
 
 
 def test_a_second_server_on_a_port_fails() -> None:
     async def serve_twice() -> None:
         address = f"127.0.0.1:{free_port()}"
-        first, second = (RpcServer([], address=address, settings=ServerSettings()) for _ in range(2))
+        settings = ServerSettings()
+        first, second = (RpcServer([], address=address, settings=settings) for _ in range(2))
         await first.start()
         try:
             with pytest.raises(RuntimeError):

@@ -21,6 +21,8 @@ from rookery_shared.faults import Point, fault_point
 T = TypeVar("T")
 Row = TypeVar("Row")
 
+THREADS = 18
+"""Fewer than there are connections to the database: the relay, the reaper and the others need some as well."""
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 
@@ -28,7 +30,7 @@ MAX_PAGE = 1000
 class Units:
     """Runs units of work against the database on a pool of threads, since the event loop must not block."""
 
-    def __init__(self, database: Database, *, threads: int = 32) -> None:
+    def __init__(self, database: Database, *, threads: int = THREADS) -> None:
         self._database = database
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sql")
 

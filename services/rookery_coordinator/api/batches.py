@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from sqlalchemy.orm import Session
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session
 from rookery.errors import RookeryError
 from rookery_coordinator import submissions
 from rookery_coordinator.api.base import Units
+from rookery_shared.errors import DatabaseUnavailable
 from rookery_shared.log import get_logger
 
 T = TypeVar("T")
@@ -49,10 +51,12 @@ class Batches(Generic[T]):
         while self._waiting:
             batch, self._waiting = self._waiting[:LARGEST], self._waiting[LARGEST:]
             try:
-                answers = await self._units.write(lambda session, batch=batch: _make_all(session, batch))
+                answers = await self._units.write(partial(_make_all, batch=batch))
+            except DatabaseUnavailable as error:
+                for asked in batch:
+                    _settle(asked, error)
             except Exception as error:  # of any of them
-                if len(batch) > 1 and not isinstance(error, RookeryError):
-                    get_logger().info("creates are repeated one by one", creates=len(batch), error=type(error).__name__)
+                get_logger().info("creates are repeated one by one", creates=len(batch), error=type(error).__name__)
                 await asyncio.gather(*(self._alone(asked) for asked in batch))
             else:
                 for asked, answer in zip(batch, answers, strict=True):

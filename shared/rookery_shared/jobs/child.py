@@ -113,7 +113,9 @@ def _in_thread(name: str, function: Callable[[], None]) -> None:
 
 def _failure(error: BaseException) -> isolation_pb2.JobReport.Failure:
     if isinstance(error, RookeryError):
-        return isolation_pb2.JobReport.Failure(reason=error.reason, message=str(error), code=error.code.value[0])
+        return isolation_pb2.JobReport.Failure(
+            reason=error.reason, message=str(error), code=error.code.value[0], metadata=error.metadata
+        )
     get_logger().error("job broke", exc_info=error)
     message = f"{type(error).__name__}: {error}"
     return isolation_pb2.JobReport.Failure(reason="INTERNAL", message=message, code=grpc.StatusCode.INTERNAL.value[0])

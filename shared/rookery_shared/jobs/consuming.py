@@ -55,7 +55,7 @@ class JobPool(TaskPool):  # type: ignore[misc]  # Celery has no types
             self.freed()
 
 
-class SlotSubscription(Subscription):  # type: ignore[misc]  # kombu has no types
+class SlotSubscription(Subscription):
     """Consumes from all queues or from none."""
 
     has_free_slot: Callable[[], bool] = staticmethod(lambda: True)
@@ -63,8 +63,8 @@ class SlotSubscription(Subscription):  # type: ignore[misc]  # kombu has no type
     def consume(self, no_ack: bool | None = None) -> None:
         """Waits for no answer: what another queue delivers meanwhile would find nobody, and be put back."""
         if self.has_free_slot():
-            for queue in self.queues:
-                self._basic_consume(queue, no_ack=no_ack, nowait=True)
+            for queue in self.queues or ():
+                self._basic_consume(queue, no_ack=no_ack, nowait=True)  # type: ignore[no-untyped-call]  # kombu
 
     @property
     def consuming(self) -> bool:
@@ -80,7 +80,8 @@ class JobTasks(Tasks):  # type: ignore[misc]  # Celery has no types
 
     def start(self, c: Any) -> None:
         if is_rabbitmq(c.app.conf.broker_url):
-            dead_letters()(c.connection.default_channel).declare()
+            dead: Any = dead_letters()
+            dead(c.connection.default_channel).declare()
         super().start(c)
         c.task_consumer.has_free_slot = c.has_free_slot
         if not is_rabbitmq(c.app.conf.broker_url):

@@ -221,8 +221,13 @@ class Attempt:
                         return report.result
                     case "failure":
                         failure = report.failure
+                        about: dict[str, str] = dict(failure.metadata)
                         raise self._lease.stopped or CallFailed(
-                            failure.message, code=_CODES[failure.code], reason=failure.reason
+                            failure.message,
+                            code=_CODES[failure.code],
+                            reason=failure.reason,
+                            retry_seconds=0.0,
+                            **about,
                         )
         finally:
             self._process.remove(self)

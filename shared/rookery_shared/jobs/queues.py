@@ -118,14 +118,18 @@ def _queue(name: str, *, rabbitmq: bool) -> Queue:
         "x-dead-letter-exchange": DEAD,
     }
     return Queue(  # type: ignore[no-untyped-call]  # kombu
-        name, Exchange(name), routing_key=name, durable=True, queue_arguments=arguments if rabbitmq else None
+        name, _exchange(name), routing_key=name, durable=True, queue_arguments=arguments if rabbitmq else None
     )
+
+
+def _exchange(name: str, **options: Any) -> Exchange:
+    return Exchange(name, **options)  # type: ignore[no-untyped-call]  # kombu
 
 
 def dead_letters() -> Queue:
     """Where RabbitMQ puts messages that no worker takes, whichever queue they were in."""
     return Queue(  # type: ignore[no-untyped-call]  # kombu
-        DEAD, Exchange(DEAD, type="fanout"), durable=True, queue_arguments={"x-queue-type": "quorum"}
+        DEAD, _exchange(DEAD, type="fanout"), durable=True, queue_arguments={"x-queue-type": "quorum"}
     )
 
 
@@ -141,6 +145,7 @@ def announce(app: Celery, *, queue: str, job: str, epoch: int) -> None:
         kwargs={"job": job, "epoch": epoch},
         queue=target,
         declare=[target, dead_letters()] if rabbitmq else [target],
-        retry=False,
+        retry=True,  # once, on a new connection: the old one may be one that only this end believes in
+        retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0},
         ignore_result=True,
     )

@@ -145,6 +145,7 @@ class JobRunner:
             message=str(error) if isinstance(error, RookeryError) else f"{type(error).__name__}: {error}",
             retryable=not (isinstance(error, RookeryError) and error.code in _NOT_RETRYABLE),
             process_died=isinstance(error, TrainerDied),
+            metadata=error.metadata if isinstance(error, RookeryError) else None,
         )
         try:
             call(self._jobs.Fail, request, seconds=REPORT_SECONDS, patient=True)
