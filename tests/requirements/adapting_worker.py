@@ -52,7 +52,7 @@ class Models:
         self._work(lease)
         result = pb.CompleteRequest()
         for trial in claim.train.trials:
-            result.trained.adapters[trial.id].CopyFrom(self._publish(lease, claim.train.recipe.rank, trial.seed))
+            result.trained.adapters[trial.id].CopyFrom(self._publish(lease, trial.recipe.rank, trial.seed))
         return result
 
     def evaluate(self, claim: pb.ClaimResponse, lease: Lease) -> pb.CompleteRequest:
