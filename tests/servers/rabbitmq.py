@@ -125,7 +125,7 @@ class RabbitMQServer:
         """Run rabbitmqctl. It takes a second or two of CPU."""
         environment = {**os.environ, **self._env}
         argv = [str(BIN / "rabbitmqctl"), "-q", *arguments]
-        return subprocess.run(argv, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(argv, env=environment, capture_output=True, text=True, check=True, timeout=180).stdout
 
 
 def connect(url: str) -> Any:
