@@ -18,7 +18,7 @@ from rookery.transport import call, open_channel
 from rookery_coordinator.tables import Job
 from tests.requirements.conftest import LIGHT
 from tests.requirements.isolation import isolated_worker, noted, process_of, runs
-from tests.requirements.light import SELF_EDITS, Light, Process, until
+from tests.requirements.light import Light, Process, until
 from tests.requirements.removal import Removal
 
 REMOVALS = [
@@ -65,11 +65,11 @@ def test_a_worker_that_slept_past_its_lease_changes_nothing_and_stops(tidy_light
         with stopped(sleeper.server.pid, process):
             with isolated_worker(tidy_light):
                 tidy_light.finish([job], seconds=60)
-            before = tidy_light.effects([job])
+            before = row(tidy_light, job)
         woken = time.time()
         until(lambda: not runs(process) or noted(tidy_light, job, "stopped"), seconds=5, what="it stops")
         assert len(noted(tidy_light, job, "step", after=woken)) <= 1, "it was in the middle of one"
-        assert tidy_light.effects([job]) == before == [SELF_EDITS]
+        assert row(tidy_light, job) == before
         assert tidy_light.epochs([job]) == [2]
         tidy_light.finish(tidy_light.submit("0 seconds"), seconds=60)  # it is as good as before
 

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from typing import Any
 
 import grpc
 
@@ -220,15 +221,7 @@ class Attempt:
                     case "result":
                         return report.result
                     case "failure":
-                        failure = report.failure
-                        about: dict[str, str] = dict(failure.metadata)
-                        raise self._lease.stopped or CallFailed(
-                            failure.message,
-                            code=_CODES[failure.code],
-                            reason=failure.reason,
-                            retry_seconds=0.0,
-                            **about,
-                        )
+                        raise self._lease.stopped or _error(report.failure)
         finally:
             self._process.remove(self)
 
@@ -331,6 +324,11 @@ class _Turns:
     def _look(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _error(failure: isolation_pb2.JobReport.Failure) -> CallFailed:
+    metadata: dict[str, Any] = dict(failure.metadata)
+    return CallFailed(failure.message, code=_CODES[failure.code], reason=failure.reason, **metadata)
 
 
 def _kill_group(pid: int) -> None:
