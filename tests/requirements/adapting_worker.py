@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rookery.internal.v1 import job_service_pb2 as pb
 from rookery_shared.domains import find_domain
-from rookery_shared.jobs.queues import evaluate_queue, generate_queue, improve_queue, train_queue
 from rookery_shared.jobs.lease import Lease
+from rookery_shared.jobs.queues import evaluate_queue, generate_queue, improve_queue, train_queue
 from rookery_shared.jobs.runner import JobRunner
 from rookery_shared.jobs.worker import connect_runner, run_worker
 from rookery_shared.settings import ServiceSettings, StoreSettings
