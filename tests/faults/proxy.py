@@ -59,7 +59,7 @@ class Proxy:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._do(self._close)
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -198,10 +198,14 @@ class Proxy:
             connection.reset()
         return len(open_now)
 
-    def _close(self) -> None:
+    async def _close(self) -> None:
         assert self._server is not None
         self._server.close()
         self._cut()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 class _Connection:
