@@ -266,7 +266,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
             "ROOKERY_ADDRESS": f"127.0.0.1:{free_port()}",
             "ROOKERY_JOB_ADDRESS": f"127.0.0.1:{free_port()}",
             "ROOKERY_LEASE_SECONDS": "10",
-            "ROOKERY_FORGOTTEN_SECONDS": "15",
+            "ROOKERY_FORGOTTEN_SECONDS": "60",
             "ROOKERY_LOG_LEVEL": "WARNING",
         }
         coordinator = Coordinator(environment)

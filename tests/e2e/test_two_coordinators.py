@@ -37,6 +37,8 @@ class Pair:
     addresses: list[tuple[str, str]]
     """Of each coordinator: its public one and the one for workers."""
     coordinators: list[ServerProcess] = field(default_factory=list)
+    processes: list[ServerProcess] = field(default_factory=list)
+    """All that were started, but for workers."""
 
     def start(self, number: int) -> ServerProcess:
         address, job_address = self.addresses[number]
@@ -50,8 +52,8 @@ class Pair:
     def _run(self, name: str, command: str, **told: str) -> ServerProcess:
         argv = [sys.executable, "-m", "rookery_coordinator", command]
         log = self.light.folder / f"{name}.log"
-        self.light.processes.append(ServerProcess(argv, log=log, env={**self.light.environment, **told}))
-        return self.light.processes[-1]
+        self.processes.append(ServerProcess(argv, log=log, env={**self.light.environment, **told}))
+        return self.processes[-1]
 
     @property
     def target(self) -> str:
@@ -73,7 +75,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iterato
             "ROOKERY_CACHE_FOLDER": f"{folder}/cache",
             "ROOKERY_JOB_SERVICE_TARGET": "ipv4:" + ",".join(address for _, address in addresses),
             "ROOKERY_LIGHT_JOURNAL": str(folder / "journal"),
-            "ROOKERY_LEASE_SECONDS": "3",
+            "ROOKERY_LEASE_SECONDS": "30",  # nobody is to lose a job
             "ROOKERY_FORGOTTEN_SECONDS": "600",  # so that a message that nobody has sent is missed
             "ROOKERY_LOG_FORMAT": "text",
         }
@@ -84,7 +86,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iterato
             started.start_relay()
             yield started
         finally:
-            for process in light.processes[::-1]:
+            for process in [*(worker.server for worker in light.processes), *started.processes]:
                 process.end(signal.SIGKILL)
             database.close()
 
@@ -131,11 +133,11 @@ def test_either_coordinator_may_die(pair: Pair) -> None:
     try:
         for number in range(2):
             until(lambda: len(caller.names) > 5, seconds=60, what="calls are answered")
-            caller.longest = 0.0
+            usual, caller.longest = caller.longest, 0.0
             pair.coordinators[number].end(signal.SIGKILL)
             reached = len(caller.names) + 20
             until(lambda: len(caller.names) > reached, seconds=60, what="the other one answers")  # noqa: B023
-            assert caller.longest < AWAY_SECONDS
+            assert caller.longest < AWAY_SECONDS + usual
             pair.coordinators[number] = pair.start(number)
             reached = len(caller.names) + 10
             until(lambda: len(caller.names) > reached, seconds=60, what="calls go on")  # noqa: B023
