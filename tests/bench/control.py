@@ -19,6 +19,7 @@ import base64
 import json
 import multiprocessing
 import os
+import platform
 import signal
 import statistics
 import subprocess
@@ -51,7 +52,6 @@ from rookery_coordinator.schema import migrate
 from rookery_coordinator.tables import Adaptation, Job
 from rookery_coordinator.types import State
 from rookery_shared.errors import JobNotQueued, StaleEpoch
-from tests.bench.training import machine
 from tests.integration.worlds import STUDENT, TEACHER, make_profiles
 from tests.servers.postgres import make_database, start_postgres
 from tests.servers.redis import start_redis
@@ -231,6 +231,12 @@ def answer(claim: jobs_pb.ClaimResponse, job: str) -> jobs_pb.CompleteRequest:
 # --- what it comes to ------------------------------------------------------------------------------------------------
 
 
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def states(database: Database) -> Counter[str]:
     with database.read() as session:
         query = select(Adaptation.state, func.count()).group_by(Adaptation.state)
@@ -274,6 +280,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
         try:
             result = asyncio.run(_accepting(coordinator, range(count - slow), range(count - slow, count)))
             names = result.pop("names")
+            print(json.dumps(result), flush=True)
             context = multiprocessing.get_context("spawn")
             workers = [
                 context.Process(target=work, args=(environment["ROOKERY_JOB_ADDRESS"], broker.port, i))
@@ -293,7 +300,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
                 there = {*session.scalars(select(Adaptation.name))}
                 done = session.scalar(select(func.count()).select_from(Job)) or 0
             return {
-                "machine": machine("cpu"),
+                "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()},
                 "adaptations": count,
                 **result,
                 "coordinator_mib": round(coordinator.most_bytes / 2**20, 1),
