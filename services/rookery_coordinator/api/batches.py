@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from sqlalchemy.orm import Session
@@ -50,7 +51,7 @@ class Batches(Generic[T]):
         while self._waiting:
             batch, self._waiting = self._waiting[:LARGEST], self._waiting[LARGEST:]
             try:
-                answers = await self._units.write(lambda session, batch=batch: _make_all(session, batch))
+                answers = await self._units.write(partial(_make_all, batch=batch))
             except DatabaseUnavailable as error:
                 for asked in batch:
                     _settle(asked, error)
