@@ -220,9 +220,9 @@ def answer(claim: jobs_pb.ClaimResponse, job: str) -> jobs_pb.CompleteRequest:
                 )
         case "evaluate":
             result.evaluated.base_model, result.evaluated.graders[:] = "m", ["exact/1"]
-            for item in claim.evaluate.items:
-                scored = result.evaluated.items.add(trial=item.trial, question_set="q")
-                for _ in item.context.questions:
+            for trained_item in claim.evaluate.items:
+                scored = result.evaluated.items.add(trial=trained_item.trial, question_set="q")
+                for _ in trained_item.context.questions:
                     grades = {"exact": 0.0, "loglik": -2.0}
                     scored.questions.add(before="no", after="yes", grades_before=grades, grades_after=grades)
     return result
@@ -245,7 +245,8 @@ def states(database: Database) -> Counter[str]:
 
 def finish(database: Database, coordinator: Coordinator, total: int, *, seconds: float) -> list[float]:
     """Until all have ended; kills the coordinator when a third and when two thirds have. Returns when it was killed."""
-    started, kills = time.monotonic(), []
+    started = time.monotonic()
+    kills: list[float] = []
     deadline = started + seconds
     while (ended := sum(n for state, n in states(database).items() if State(state).ended)) < total:
         if time.monotonic() > deadline:
