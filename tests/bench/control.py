@@ -19,6 +19,7 @@ import base64
 import json
 import multiprocessing
 import os
+import platform
 import signal
 import statistics
 import subprocess
@@ -51,7 +52,6 @@ from rookery_coordinator.schema import migrate
 from rookery_coordinator.tables import Adaptation, Job
 from rookery_coordinator.types import State
 from rookery_shared.errors import JobNotQueued, StaleEpoch
-from tests.bench.training import machine
 from tests.integration.worlds import STUDENT, TEACHER, make_profiles
 from tests.servers.postgres import make_database, start_postgres
 from tests.servers.redis import start_redis
@@ -220,15 +220,21 @@ def answer(claim: jobs_pb.ClaimResponse, job: str) -> jobs_pb.CompleteRequest:
                 )
         case "evaluate":
             result.evaluated.base_model, result.evaluated.graders[:] = "m", ["exact/1"]
-            for scorable in claim.evaluate.items:
-                scored = result.evaluated.items.add(trial=scorable.trial, question_set="q")
-                for _ in scorable.context.questions:
+            for trained_item in claim.evaluate.items:
+                scored = result.evaluated.items.add(trial=trained_item.trial, question_set="q")
+                for _ in trained_item.context.questions:
                     grades = {"exact": 0.0, "loglik": -2.0}
                     scored.questions.add(before="no", after="yes", grades_before=grades, grades_after=grades)
     return result
 
 
 # --- what it comes to ------------------------------------------------------------------------------------------------
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def states(database: Database) -> Counter[str]:
@@ -267,7 +273,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
             "ROOKERY_ADDRESS": f"127.0.0.1:{free_port()}",
             "ROOKERY_JOB_ADDRESS": f"127.0.0.1:{free_port()}",
             "ROOKERY_LEASE_SECONDS": "10",
-            "ROOKERY_FORGOTTEN_SECONDS": "15",
+            "ROOKERY_FORGOTTEN_SECONDS": "60",
             "ROOKERY_LOG_LEVEL": "WARNING",
         }
         coordinator = Coordinator(environment)
@@ -275,6 +281,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
         try:
             result = asyncio.run(_accepting(coordinator, range(count - slow), range(count - slow, count)))
             names = result.pop("names")
+            print(json.dumps(result), flush=True)
             context = multiprocessing.get_context("spawn")
             workers = [
                 context.Process(target=work, args=(environment["ROOKERY_JOB_ADDRESS"], broker.port, i))
@@ -294,7 +301,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
                 there = {*session.scalars(select(Adaptation.name))}
                 done = session.scalar(select(func.count()).select_from(Job)) or 0
             return {
-                "machine": machine("cpu"),
+                "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()},
                 "adaptations": count,
                 **result,
                 "coordinator_mib": round(coordinator.most_bytes / 2**20, 1),

@@ -62,8 +62,8 @@ def downgrade(database: Database, revision: str) -> None:
 
 def current(database: Database) -> str | None:
     with database.engine.connect() as connection:
-        version: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-        return version
+        revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        return revision
 
 
 def half_a_run(database: Database) -> str:
