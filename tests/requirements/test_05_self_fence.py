@@ -46,7 +46,7 @@ def database_now(light: Light) -> float:
 def test_training_has_stopped_before_the_lease_ends(tidy_light: Light, how: str) -> None:
     """Whether it takes steps or is stuck in one. Then somebody else may have the job, and finishes it."""
     with isolated_worker(tidy_light, stop_seconds=60.0):
-        [job] = tidy_light.submit(f"4 {how}")
+        [job] = tidy_light.submit(f"12 {how}")
         until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
         process = process_of(tidy_light, job)
         with silent_coordinator(tidy_light):
