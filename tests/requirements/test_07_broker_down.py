@@ -45,7 +45,7 @@ def test_what_was_accepted_without_a_broker_runs_when_it_is_there(tmp_path: Path
     redis = RedisServer(tmp_path)
     with start_light(tmp_path / "light", redis.url, forgotten_seconds=600) as light:
         job = submit(light)
-        until(lambda: "broker is down" in (light.folder / "coordinator.log").read_text(), seconds=30, what="it is down")
+        until(lambda: "broker is down" in light.coordinator.log.read_text(), seconds=30, what="it is down")
         assert light.unsent() == 1
         redis.start()
         try:
