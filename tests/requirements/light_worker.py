@@ -21,7 +21,6 @@ from rookery_shared.jobs import consuming, queues
 from rookery_shared.jobs.lease import Lease
 from rookery_shared.jobs.runner import JobRunner
 from rookery_shared.jobs.worker import connect_runner, run_worker
-from rookery_shared.metrics import serve_metrics
 from rookery_shared.settings import ServiceSettings
 
 
@@ -84,7 +83,6 @@ def main() -> None:
     if settings.light_acks_late:
         celeryd_after_setup.connect(_ack_late)
     signal.signal(signal.SIGUSR2, lambda *_: time.sleep(3600))  # the event loop is in this thread
-    serve_metrics(settings.metrics_port)
     run_worker(
         settings,
         service="light",

@@ -19,6 +19,7 @@ from rookery_shared.jobs.queues import make_app
 from rookery_shared.jobs.runner import JobRunner, WorkerHandler
 from rookery_shared.jobs.tasks import process_runner
 from rookery_shared.log import get_logger
+from rookery_shared.metrics import serve_metrics
 from rookery_shared.settings import ServiceSettings
 
 SHUTDOWN_SECONDS = 25.0
@@ -50,6 +51,7 @@ def run_worker(
         log.configure(service=service, level=settings.log_level, style=settings.log_format)
 
     configure_log()
+    serve_metrics(settings.metrics_port)
     signals.setup_logging.connect(configure_log)
     app = make_app(broker_url=settings.broker_url, queues=queues, runner=runner, slots=concurrency)
     _give_back_at_shutdown()
