@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rookery.local.broker import free_port
+from rookery_shared.errors import AddressTaken
 from rookery_shared.rpc.server import RpcServer
 from rookery_shared.settings import ServerSettings
 from tests.requirements.isolated_worker import CALLS
@@ -101,7 +102,7 @@ def test_a_second_server_on_a_port_fails() -> None:
         first, second = (RpcServer([], address=address, settings=settings) for _ in range(2))
         await first.start()
         try:
-            with pytest.raises(RuntimeError):
+            with pytest.raises(AddressTaken):
                 await second.start()
         finally:
             await first.stop()
