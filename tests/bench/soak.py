@@ -141,6 +141,7 @@ class Soak:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--parts", type=int, default=PARTS, help="after the warm-up")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -148,10 +149,10 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(Path(folder))
-        seconds = arguments.minutes * 60 / (1 + PARTS)
+        seconds = arguments.minutes * 60 / (1 + arguments.parts)
         started = time.monotonic()
         soak.warm_up(seconds)
-        means = [statistics.fmean(soak.part(number)) for number in range(1, 1 + PARTS)]
+        means = [statistics.fmean(soak.part(number)) for number in range(1, 1 + arguments.parts)]
         took = (time.monotonic() - started) / 60
         left = [path for path in Path(folder, "objects").rglob("unfinished/*/*") if path.is_file()]
     parts = [round(mean, 1) for mean in means]

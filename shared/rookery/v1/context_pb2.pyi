@@ -38,8 +38,8 @@ class Context(_message.Message):
     """
     @_builtins.property
     def questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Question]:
-        """Questions that are asked without the passage, or inputs of a task. Optional in the domain "knowledge", where the
-        teacher writes some for an adaptation without any; required in "few_shot".
+        """Optional in the domain "knowledge": questions that are asked without the passage; for an adaptation without any, the
+        teacher writes some. Required in "few_shot": inputs that the task is tested with, and their outputs.
         """
 
     @_builtins.property
