@@ -35,19 +35,10 @@ def test_all_contenders_train_the_same(tmp_path: Path) -> None:
 
 
 def test_the_soak_runs_and_leaves_nothing(tmp_path: Path) -> None:
-    argv = [
-        sys.executable,
-        "-m",
-        "tests.bench.soak",
-        "--minutes",
-        "0.2",
-        "--parts",
-        "1",
-        "--out",
-        str(tmp_path / "soak.json"),
-    ]
+    out = tmp_path / "soak.json"
+    argv = [sys.executable, "-m", "tests.bench.soak", "--minutes", "0.2", "--parts", "1", "--out", str(out)]
     subprocess.run(argv, check=True, timeout=120, cwd=Path(__file__).parents[2])
-    result = json.loads((tmp_path / "soak.json").read_text())
+    result = json.loads(out.read_text())
     assert result["adapters"] > 10
     assert result["files_left_of_unfinished_jobs"] == 0
 

@@ -33,18 +33,18 @@ class Context(_message.Message):
     and every question. At most 512 characters.
     """
     passage: _builtins.str
-    """Required in the domain "knowledge", empty in "few_shot". The text to learn. At most the `max_passage_characters` of the
-    student profile.
+    """Required. The text to learn. At most the `max_passage_characters` of the student profile. Empty in the domain
+    "few_shot".
     """
     @_builtins.property
     def questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Question]:
-        """Optional in the domain "knowledge": questions that are asked without the passage; for an adaptation without any, the
-        teacher writes some. Required in "few_shot": inputs that the task is tested with, and their outputs.
+        """Optional. Questions that are asked without the passage; for an adaptation without any, the teacher writes some. In the
+        domain "few_shot" at least one: inputs that the task is tested with, and their outputs.
         """
 
     @_builtins.property
     def demonstrations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Demonstration]:
-        """Required in the domain "few_shot", empty in "knowledge". What the task is: inputs with their outputs."""
+        """Optional. Of the domain "few_shot", where at least two are needed: what the task is, inputs with their outputs."""
 
     def __init__(
         self,
