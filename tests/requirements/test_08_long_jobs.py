@@ -90,7 +90,7 @@ def watch(light: Light, worker: Process, jobs: list[str], *, seconds: float) -> 
     assert light.epochs(jobs) == [1] * len(jobs)
     assert light.effects(jobs) == [SELF_EDITS] * len(jobs)
     log = worker.log.read_text()
-    assert "406" not in log
+    assert "(406" not in log
     assert "PRECONDITION" not in log.upper()
 
 

@@ -24,6 +24,8 @@ from tests.servers.processes import ServerProcess
 
 BIN = Path("/usr/lib/rabbitmq/bin")
 READY_SECONDS = 120.0
+CONTROL_ATTEMPTS = 3
+"""rabbitmqctl looks for its own commands at each start, and on a busy machine does not find them all."""
 _ERLANG = "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none"
 """One scheduler, which sleeps when there is nothing to do: a test's broker leaves the machine to the others."""
 
@@ -125,7 +127,12 @@ class RabbitMQServer:
         """Run rabbitmqctl. It takes a second or two of CPU."""
         environment = {**os.environ, **self._env}
         argv = [str(BIN / "rabbitmqctl"), "-q", *arguments]
-        return subprocess.run(argv, env=environment, capture_output=True, text=True, check=True, timeout=180).stdout
+        for _ in range(CONTROL_ATTEMPTS):
+            done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=180)
+            if done.returncode == 0:
+                return done.stdout
+            time.sleep(2.0)
+        raise RuntimeError(f"rabbitmqctl {' '.join(arguments)} ended with {done.returncode}: {done.stderr[-500:]}")
 
 
 def connect(url: str) -> Any:
