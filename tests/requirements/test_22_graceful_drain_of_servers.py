@@ -23,6 +23,7 @@ from rookery.v1.context_pb2 import Question
 from tests.requirements.removal import Removal
 from tests.requirements.serving import TIMEOUT, Light, adaptation_service, serve
 from tests.servers.coordinators import STUDENT, TEACHER, CoordinatorProcess, start_coordinators, target_of_all
+from tests.servers.redis import start_redis
 
 SERVER = "shared/rookery_shared/rpc/server.py"
 REMOVALS = [
@@ -118,7 +119,11 @@ def test_who_takes_too_long_is_told_that_the_server_stops() -> None:
 
 @pytest.fixture
 def replicas(tmp_path: Path) -> Iterator[list[CoordinatorProcess]]:
-    with start_coordinators(2, tmp_path, ROOKERY_DRAIN_SECONDS=str(DRAIN)) as both:
+    """With a broker: a relay that cannot reach one keeps its process for some seconds after the server has stopped."""
+    with (
+        start_redis(tmp_path) as broker,
+        start_coordinators(2, tmp_path, ROOKERY_BROKER_URL=broker.url, ROOKERY_DRAIN_SECONDS=str(DRAIN)) as both,
+    ):
         yield both
 
 

@@ -192,10 +192,10 @@ def test_health_is_always_answered(full: grpc.Channel) -> None:
 
 # --- a real coordinator ----------------------------------------------------------------------------------------------
 
-LIMIT = 32
+LIMIT = 4
 WATCHERS = int(os.environ.get("ROOKERY_WATCHERS", "300"))
 """Many more than there are places for calls. As many thousands take as many times as long to come."""
-CALLERS = 10 * LIMIT
+CALLERS = 50 * LIMIT
 """Each asks again as soon as it is answered or refused."""
 
 
@@ -240,7 +240,7 @@ def test_watchers_leave_room(coordinator: CoordinatorProcess, adaptation: str) -
 
 
 def test_memory_is_bounded_whatever_comes(coordinator: CoordinatorProcess, adaptation: str) -> None:
-    """Ten times as many callers as there are places, none of whom waits before asking again."""
+    """Many times as many callers as there are places, none of whom waits before asking again."""
     process = psutil.Process(coordinator.process.pid)
     outcomes: Counter[str] = Counter()
 
