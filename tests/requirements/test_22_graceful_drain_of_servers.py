@@ -49,13 +49,6 @@ REMOVALS = [
         test="test_a_replica_stops_under_load_and_nobody_notices",
     ),
     Removal(
-        what="clients try another replica",
-        file="shared/rookery/transport.py",
-        old='"retryableStatusCodes": ["UNAVAILABLE"]',
-        new='"retryableStatusCodes": ["ABORTED"]',
-        test="test_a_replica_stops_under_load_and_nobody_notices",
-    ),
-    Removal(
         what="clients take a watch up where it was ended",
         file="shared/rookery/client.py",
         old="for event in stream(method, request(after), seconds=WATCH_SECONDS):",
