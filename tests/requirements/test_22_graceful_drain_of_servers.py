@@ -49,13 +49,6 @@ REMOVALS = [
         test="test_a_replica_stops_under_load_and_nobody_notices",
     ),
     Removal(
-        what="clients try another replica",
-        file="shared/rookery/transport.py",
-        old='"retryableStatusCodes": ["UNAVAILABLE"]',
-        new='"retryableStatusCodes": ["ABORTED"]',
-        test="test_a_replica_stops_under_load_and_nobody_notices",
-    ),
-    Removal(
         what="clients take a watch up where it was ended",
         file="shared/rookery/client.py",
         old="for event in stream(method, request(after), seconds=WATCH_SECONDS):",
@@ -166,9 +159,9 @@ def test_a_replica_stops_under_load_and_nobody_notices(replicas: list[Coordinato
             assert replicas[0].stop() == 0
             assert time.monotonic() - started < DRAIN, "it does not wait for those who watch"
             go_on(3)
-            client.cancel_adaptation(watched)
         finally:
             going_on = False
+            client.cancel_adaptation(watched)
         for each in asking:
             each.result()
         sequences = [each.result() for each in watching]
