@@ -25,7 +25,7 @@ from tests.servers.processes import ServerProcess
 BIN = Path("/usr/lib/rabbitmq/bin")
 READY_SECONDS = 120.0
 CONTROL_ATTEMPTS = 3
-"""rabbitmqctl looks for its own commands at each start, and on a busy machine does not find them all."""
+"""On a busy machine rabbitmqctl has ended with the exit code of a wrong usage that was right a moment later."""
 _ERLANG = "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none"
 """One scheduler, which sleeps when there is nothing to do: a test's broker leaves the machine to the others."""
 
