@@ -11,9 +11,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 quickstart: $(VENV)/local
 	$(BIN)/rookery quickstart
 
-# Unit to end to end. Servers are started by the tests.
+# Unit to end to end. Servers are started by the tests, which wait for them more than they compute: so two at a time.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # That vLLM answers as transformers does, and that the whole quickstart runs on it. vLLM for CPU is 4 GB, so it has an
 # environment of its own. ROOKERY_VLLM_CONTEXTS="4 6" makes the quickstart small: it trains on 4 contexts and tests on 6.

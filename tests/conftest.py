@@ -16,6 +16,16 @@ from tests.servers.s3 import S3Server, start_moto, start_rclone
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from threads that wait for each other
 
+SHARED_SYSTEMS = frozenset({"system", "postgres_system"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes, tests of a file stay in one, and so do all that share the whole systems."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            shared = SHARED_SYSTEMS & {*getattr(item, "fixturenames", ())}
+            item.add_marker(pytest.mark.xdist_group("systems" if shared else item.nodeid.partition("::")[0]))
+
 
 @pytest.fixture(scope="session")
 def seal_data() -> Path:

@@ -18,8 +18,8 @@ def main() -> None:
         nargs="?",
         default="serve",
         choices=("serve", "relay", "worker", "migrate"),
-        help="serve the APIs and relay messages (default), relay messages and nothing else, work off jobs that call "
-        "other services, or bring the database up to date",
+        help="serve the APIs and, unless ROOKERY_RELAYS is false, relay messages (default); relay messages and nothing "
+        "else; work off jobs that call other services; or bring the database up to date",
     )
     match parser.parse_args().command:
         case "serve":

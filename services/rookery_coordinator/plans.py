@@ -2,7 +2,8 @@
 
 A run with R rounds of training and test contexts:
 
-    baseline         the student on the passages alone
+    baseline         the student on the passages alone    "passage only"
+    baseline         each of the plan's                   by its name
     test             policy 0                             "self-edits before RL"
     train 1 ─ test   policy 1                             "after round 1"
       └ train 2 ─ test                                    "after round 2"
@@ -93,7 +94,9 @@ def write_run_rounds(session: Session, parent: str, plan: RunPlan, *, train: int
             )
 
     if test:
-        rounds.add(Purpose.BASELINE, split=Split.TEST, contexts=test, self_edits=1, seeds=1, label=PASSAGE_ONLY)
+        for label in (PASSAGE_ONLY, *plan.baselines):
+            self_edits = 1 if label == PASSAGE_ONLY else plan.test_self_edits
+            rounds.add(Purpose.BASELINE, split=Split.TEST, contexts=test, self_edits=self_edits, seeds=1, label=label)
     measure(BEFORE, None)
     parts = slices(train, plan.rounds) if plan.rounds else []
     trained: Round | None = None

@@ -22,6 +22,7 @@ from rookery_coordinator import earnings, leases
 from rookery_coordinator.database import now
 from rookery_coordinator.events import audit, tell
 from rookery_coordinator.identifiers import new_id, policy_name, recipe_digest
+from rookery_coordinator.plans import PASSAGE_ONLY
 from rookery_coordinator.policies import adopt_if_better, next_version
 from rookery_coordinator.results import Evaluated, TrainedAdapter, Written, WrittenSelfEdit
 from rookery_coordinator.tables import Adaptation, Adapter, Context, Job, Kept, Policy, Round, Run, SelfEdit, Trial
@@ -81,7 +82,7 @@ def _start(session: Session, work: Work, round_: Round, contexts: Sequence[Conte
     tell(session, work.name, f"round {round_.position} ({round_.purpose.value}) started")
     match round_.purpose:
         case Purpose.BASELINE:
-            _write_blank_self_edits(session, work, round_, contexts)
+            _write_baseline(session, work, round_, contexts)
         case Purpose.CONTROL if round_.self_edits_from is not None:
             session.flush()
             _settle(session, work, round_)  # there is nothing to wait for
@@ -112,10 +113,21 @@ def _enqueue(session: Session, work: Work, round_: Round, kind: JobKind, *, queu
     leases.enqueue(session, new)
 
 
-def _write_blank_self_edits(session: Session, work: Work, round_: Round, contexts: Sequence[Context]) -> None:
-    """The passage alone: what the student makes of it without a teacher."""
-    blank = WrittenSelfEdit(prompt="", text="", seed=0, truncated=False, prompt_tokens=0, completion_tokens=0)
-    added = [row for context in contexts for row in _add_self_edits(session, round_, context, [blank])]
+def _write_baseline(session: Session, work: Work, round_: Round, contexts: Sequence[Context]) -> None:
+    """The passage alone, or self-edits of the domain's own: what the student makes of them without a teacher."""
+    domain = find_domain(plan_of(work).domain)
+
+    def write(context: Context, seed: int) -> WrittenSelfEdit:
+        text = "" if round_.label == PASSAGE_ONLY else domain.baseline(round_.label, to_context(context), seed=seed)
+        return WrittenSelfEdit(prompt="", text=text, seed=seed, truncated=False, prompt_tokens=0, completion_tokens=0)
+
+    added = [
+        row
+        for context in contexts
+        for row in _add_self_edits(
+            session, round_, context, [write(context, seed) for seed in self_edit_seeds(work, round_, context)]
+        )
+    ]
     _plan_trials(session, work, round_, [(row, position) for row in added for position in range(round_.seeds)])
 
 

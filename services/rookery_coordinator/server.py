@@ -65,7 +65,7 @@ async def serve(settings: CoordinatorSettings) -> None:
         await run_until_signalled(
             [internal, public],
             background=[
-                *_relaying(database, settings),
+                *(_relaying(database, settings) if settings.relays else []),
                 _forever(reaper.sweep, pause=lambda _: settings.lease_seconds / 6),
                 _forever(leftovers.sweep, pause=lambda _: settings.leftovers_seconds),
                 _forever(collect, pause=lambda _: settings.collect_seconds),

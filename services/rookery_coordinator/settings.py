@@ -28,6 +28,8 @@ class CoordinatorSettings(ServiceSettings, ServerSettings, StoreSettings):
     """Adapters that no policy, alias or adaptation has chosen expire this long after they were made; 0: never."""
     forgotten_seconds: float = 60.0
     """A job whose queue has been quiet, or that was overtaken, for this long is announced again."""
+    relays: bool = True
+    """Whether the server sends messages, too. If not, a process of its own must: `rookery-coordinator relay`."""
     relay_seconds: float = 0.1
     """Pause between two looks at an empty outbox."""
     watch_seconds: float = 0.25

@@ -16,7 +16,7 @@ from rookery_coordinator.policies import active_recipe
 from rookery_coordinator.rounds import start_work
 from rookery_coordinator.tables import Adaptation, Policy, Profile, Request, Run
 from rookery_coordinator.types import AdaptationPlan, Grpo, Limits, Role, RunPlan, SeedAllocation, Split, State
-from rookery_coordinator.works import add_contexts, find_profile, limits_of
+from rookery_coordinator.works import add_contexts, find_profile, find_profiles, limits_of
 from rookery_shared.domains import Domain, check_style, find_domain
 from rookery_shared.errors import EngineCannot, InvalidField, NameTaken, PassageTooLong, RankNotServed
 from rookery_shared.types import REMOTE_ENGINE, Context, LoraRecipe
@@ -118,6 +118,7 @@ def create_run(
     for position, text in enumerate(plan.retention_texts):
         _check_length(text, limits, field=f"plan.retention_texts[{position}]")
     _check_reward(plan.domain, plan.reward, field="plan.reward")
+    _check_baselines(plan, test=len(test))
     domain = find_domain(plan.domain)
     for position, context in enumerate(train):
         check_context(context, domain, limits=limits, field=f"train_contexts[{position}]", needs_questions=False)
@@ -197,6 +198,18 @@ def _check_reward(domain: str, reward: str, *, field: str) -> None:
         raise InvalidField(f"{domain} does not pay by {reward}, but by {', '.join(known)}", field=field)
 
 
+def _check_baselines(plan: RunPlan, *, test: int) -> None:
+    field, known = "plan.baselines", find_domain(plan.domain).baselines
+    for name in plan.baselines:
+        if name not in known:
+            there = f"but {', '.join(known)}" if known else "nor any other"
+            raise InvalidField(f"{plan.domain} has no baseline {name!r}, {there}", field=field)
+    if len({*plan.baselines}) < len(plan.baselines):
+        raise InvalidField(f"{field} names one twice", field=field)
+    if plan.baselines and not test:
+        raise InvalidField(f"{field} are measured on test contexts, and there are none", field=field)
+
+
 def _check_length(text: str, limits: Limits, *, field: str) -> None:
     if len(text) > limits.max_passage_characters:
         most = limits.max_passage_characters
@@ -205,6 +218,7 @@ def _check_length(text: str, limits: Limits, *, field: str) -> None:
 
 
 def _profiles(session: Session, teacher: str, student: str) -> tuple[Profile, Profile]:
+    find_profiles(session, [teacher, student])  # both at once
     return find_profile(session, teacher, role=Role.TEACHER), find_profile(session, student, role=Role.STUDENT)
 
 

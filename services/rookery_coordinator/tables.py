@@ -24,6 +24,8 @@ _SEQUENCE = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows 
 
 
 class Base(DeclarativeBase):
+    __mapper_args__ = {"eager_defaults": False}  # noqa: RUF012  # SQLAlchemy's own form
+    """What the database fills in is read when somebody looks at it: most rows are written and not looked at."""
     type_annotation_map = {  # noqa: RUF012  # SQLAlchemy's own form
         str: String(200),
         float: Float(53),
@@ -117,7 +119,7 @@ class Round(Base):
     label: Mapped[str]
     """The row of the report that it measures; empty if it measures none."""
     state: Mapped[State] = mapped_column(_stored(State))
-    after: Mapped[str | None] = mapped_column(ForeignKey("rounds.id"))
+    after: Mapped[str | None] = mapped_column(ForeignKey("rounds.id"), index=True)
     """The round that must have succeeded first; its next policy is this one's policy."""
     self_edits_from: Mapped[str | None] = mapped_column(ForeignKey("rounds.id"))
     """Use the self-edits of that round, and its policy, instead of generating."""

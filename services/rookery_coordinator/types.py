@@ -59,7 +59,7 @@ class Purpose(StrEnum):
     """What a round is for."""
 
     BASELINE = "baseline"
-    """Measures the student on the passage alone."""
+    """Measures the student on what needs no teacher: the passage alone, or a baseline of the domain's."""
     TRAIN = "train"
     """Trains the teacher: generate, train, evaluate, improve."""
     TEST = "test"
@@ -181,6 +181,8 @@ class RunPlan:
     """What adapters should not forget."""
     redraws: int = 2
     """How often a self-edit that is blank, or that there is already, is drawn again; but not of test contexts."""
+    baselines: tuple[str, ...] = ()
+    """Names in the domain's `baselines`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -45,10 +45,8 @@ AnyWork = TypeVar("AnyWork", tables.Run, tables.Adaptation)
 
 
 def _find(session: Session, table: type[AnyWork], name: str, *, lock: bool) -> AnyWork:
-    query = select(table).where(table.name == name)
-    if lock:  # as it is now, whatever the session has read of it before
-        query = query.with_for_update().execution_options(populate_existing=True)
-    work = session.scalar(query)
+    # Locked, as it is now, whatever the session has read of it before.
+    work = session.get(table, name, with_for_update=True, populate_existing=True) if lock else session.get(table, name)
     if work is None:
         raise UnknownResource(f"there is no {name!r}", name=name)
     return work
@@ -64,12 +62,21 @@ def plan_of(work: Work) -> Plan:
 
 def find_profile(session: Session, name: str, *, role: Role | None = None) -> tables.Profile:
     """Raises UnknownProfile, also for a profile of another role."""
-    profile = session.get(tables.Profile, name)
+    profile = find_profiles(session, [name]).get(name)
     if profile is None or (role is not None and profile.role != role):
         what = f"{role.value} profile" if role else "profile"
         raise UnknownProfile(f"there is no {what} {name!r}", name=name)
-    session.info.setdefault("profiles", {})[name] = profile  # else the session forgets it as soon as we do
     return profile
+
+
+def find_profiles(session: Session, names: Sequence[str]) -> Mapping[str, tables.Profile]:
+    """Those that there are, and others that this session has looked for: it reads each once."""
+    found: dict[str, tables.Profile] = session.info.setdefault("profiles", {})
+    missing = [name for name in names if name not in found]
+    if missing:
+        query = select(tables.Profile).where(tables.Profile.name.in_(missing))
+        found.update((profile.name, profile) for profile in session.scalars(query))
+    return found
 
 
 def limits_of(profile: tables.Profile) -> Limits:

@@ -55,6 +55,7 @@ class _Draft:
     index: int
     prompt: str
     seed: int
+    schema: str
 
 
 class _InOrder:
@@ -111,6 +112,7 @@ class Teacher:
         """
         policy = adapter or self.active
         ref, rules = await find_adapter(self._cache, self.engine, policy), find_domain(domain)
+        schema = rules.self_edit_schema(style)
         drafts = [
             _Draft(
                 assignment=a,
@@ -121,6 +123,7 @@ class Teacher:
                     else rules.self_edit_prompt(assignment.context, style=style)
                 ),
                 seed=seed,
+                schema="" if assignment.questions else schema,
             )
             for a, assignment in enumerate(assignments)
             for i, seed in enumerate(assignment.seeds)
@@ -135,7 +138,10 @@ class Teacher:
         for draws in range(1, draws_left + 2):
             again: list[_Draft] = []
             in_order = _InOrder(drafts)
-            requests = [GenerationRequest(prompt=d.prompt, sampling=sampling, seed=d.seed, adapter=ref) for d in drafts]
+            requests = [
+                GenerationRequest(prompt=d.prompt, sampling=sampling, seed=d.seed, adapter=ref, schema=d.schema)
+                for d in drafts
+            ]
             async with aclosing(self.engine.generate(requests)) as generations:
                 async for finished in generations:
                     for generation in [finished] if draws > draws_left else in_order.add(finished):

@@ -119,8 +119,9 @@ class AdaptedModel:
         if stacked is None:
             return output_BTO
         a_GIR, b_GRO = stacked
-        h = self._rows.times(self._rows.take(x_BTI.flatten(0, 1)), a_GIR)
-        return output_BTO + self._rows.give(self._rows.times(h, b_GRO)).view_as(output_BTO)
+        rows = self._rows
+        h = rows.times(rows.take(x_BTI.flatten(0, 1)), rows.arrange(a_GIR))
+        return output_BTO + rows.give(rows.times(h, rows.arrange(b_GRO))).view_as(output_BTO)
 
     def _stack(self, layer: str, module: torch.nn.Linear) -> tuple[Tensor, Tensor] | None:
         """Every run's factors of a layer, zeros where it has none; None if no run has any.

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from rookery_engines.adapted import BASE, AdaptedModel
+from rookery_engines.constraints import Held
 from rookery_shared.types import Sampling
 
 MOST_LOGITS = 1 << 28
@@ -30,6 +31,8 @@ class Row:
     seed: int
     adapter: str = BASE
     """Its name."""
+    held: Held | None = None
+    """What it is held to."""
     tokens: list[int] = field(default_factory=list)
     stopped: bool = False
     """The model closed the text; the closing token is not in `tokens`."""
@@ -37,6 +40,14 @@ class Row:
     @property
     def finished(self) -> bool:
         return self.stopped or len(self.tokens) >= self.sampling.max_new_tokens
+
+    def take(self, token: int, stop: frozenset[int]) -> None:
+        if token in stop:
+            self.stopped = True
+            return
+        self.tokens.append(token)
+        if self.held is not None:
+            self.held.take(token)
 
     def draws(self) -> Tensor:
         """One uniform number a token, from the row's own seed: the row's text does not depend on its neighbours."""
@@ -86,13 +97,11 @@ def decode(
             .logits[:, -1]
             .float()
         )
+        _forbid(logits_BV, active)
         uniform_B = torch.tensor([draw[len(row.tokens)] for row, draw in zip(active, draws, strict=True)])
         chosen_B = choose(logits_BV, [row.sampling for row in active], uniform_B.to(device)).tolist()
         for row, token in zip(active, chosen_B, strict=True):
-            if token in stop:
-                row.stopped = True
-            else:
-                row.tokens.append(token)
+            row.take(token, stop)
         yield from (row for row in active if row.finished)
         kept = [i for i, row in enumerate(active) if not row.finished]
         if not kept:
@@ -105,6 +114,13 @@ def decode(
         input_ids_BT = torch.tensor([[row.tokens[-1]] for row in active], device=device)
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones((len(active), 1))], dim=1)
         position_ids_BT = position_ids_BT[:, -1:] + 1
+
+
+def _forbid(logits_BV: Tensor, rows: Sequence[Row]) -> None:
+    """Tokens with which a row would break what it is held to."""
+    for logits_V, row in zip(logits_BV, rows, strict=True):
+        if row.held is not None:
+            logits_V.masked_fill_(~row.held.allowed_V().to(logits_V.device), float("-inf"))
 
 
 def choose(logits_BV: Tensor, sampling: Sequence[Sampling], uniform_B: Tensor) -> Tensor:

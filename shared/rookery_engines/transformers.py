@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from rookery_engines.adapted import BASE, AdaptedModel
+from rookery_engines.constraints import Constraints
 from rookery_engines.decoding import Row, Text, decode, mean_log_likelihoods
 from rookery_engines.models import ModelSource, load_model, pad_token, stop_tokens
 from rookery_engines.texts import Texts
@@ -49,6 +50,7 @@ class TransformersEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._pad = pad_token(tokenizer)
         self._stop = stop_tokens(model, tokenizer)
+        self._constraints = Constraints(tokenizer, vocabulary=model.config.vocab_size, stop=sorted(self._stop))
 
     @property
     def max_adapters(self) -> int:
@@ -121,6 +123,7 @@ class TransformersEngine:
             sampling=replace(request.sampling, max_new_tokens=tokens),
             seed=request.seed,
             adapter=_name(request.adapter),
+            held=self._constraints.hold_to(request.schema),
         )
 
     def _text(self, request: LikelihoodRequest) -> Text:

@@ -44,6 +44,8 @@ class GenerationRequest:
     seed: int
     adapter: AdapterRef | None = None
     """None asks the base model."""
+    schema: str = ""
+    """JSON schema that the text is held to, where the engine can; empty allows any text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,10 +21,11 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from rookery_engines.constraints import guided
 from rookery_engines.fitting import check_fits
 from rookery_engines.models import ModelSource, stop_tokens
 from rookery_engines.ranks import bound
@@ -91,6 +92,7 @@ class VllmEngine:
                     # On CPU a request with a seed must not be prefilled in pieces: its generator cannot be set back.
                     enable_chunked_prefill=not on_cpu,
                     max_num_batched_tokens=config.max_position_embeddings if on_cpu else None,
+                    structured_outputs_config={"backend": "guidance"},
                     trust_remote_code=False,
                     disable_log_stats=True,
                 )
@@ -163,6 +165,7 @@ class VllmEngine:
             stop_token_ids=sorted(self._stop),
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(json=guided(request.schema)) if request.schema else None,
         )
         result = await self._ask(prompt, sampling, request.adapter)
         tokens = [*result.outputs[0].token_ids]

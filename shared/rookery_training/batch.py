@@ -184,11 +184,11 @@ class BatchTrainer:
     def drop(self, ticket: Ticket) -> None:
         """Give a task up; it takes no further step and writes nothing. Harmless for one that has ended."""
         ticket.dropped = True
+        self._drop_dropped()
 
     def tick(self) -> list[Ticket]:
         """A micro-batch of every adapter that has room. Returns the tasks that have ended, with their outcomes."""
         try:
-            self._drop_dropped()
             self._admit()
             if self._members:
                 self._hook()
@@ -199,7 +199,7 @@ class BatchTrainer:
             self._unhook()
             raise
         if not self._members:
-            self._unhook()
+            self._rest()
         ended, self._ended = self._ended, []
         return ended
 
@@ -221,9 +221,7 @@ class BatchTrainer:
         finally:
             for ticket in tickets:
                 self.drop(ticket)
-            self._drop_dropped()
             self._ended.clear()
-            self._unhook()
 
     def train_one(self, task: AdapterTask) -> TrainingRecord:
         """Train a single adapter. Raises NotTrainable with the reason if it fails."""
@@ -275,6 +273,8 @@ class BatchTrainer:
         for slot in reversed(range(len(self._members))):
             if self._members[slot].ticket.dropped:
                 self._leave(slot)
+        if not self._members:
+            self._rest()
 
     def _admit(self) -> None:
         """Fill the free slots, in order of arrival; who needs a wider bank waits until there is memory for it."""
@@ -339,6 +339,11 @@ class BatchTrainer:
             self._unhook()
             self._hooks.enter_context(self._passes.on(self._bank.layout))
             self._hooked = self._bank.layout
+
+    def _rest(self) -> None:
+        """Nobody takes part: the base as it was, and no memory for adapters."""
+        self._unhook()
+        self._bank = self._new_bank(Layout(), 0)
 
     def _unhook(self) -> None:
         self._hooks.close()

@@ -23,8 +23,8 @@ class Pass:
     """What the adapted layers need to know about one forward and backward pass over adapters of a bank."""
 
     layout: Layout
-    weights_NW: Tensor
-    """The adapters' weights, in the base model's precision."""
+    weights: Parts
+    """The adapters' weights, in the base model's precision, beside the rows of each part."""
     gradients_NW: Tensor
     """Where their gradients are added up."""
     rows: Rows
@@ -87,9 +87,10 @@ class _GroupedLora(torch.autograd.Function):
         ctx: Any, y_1TO: Tensor, x_1TI: Tensor, _anchor: Tensor, site: Site, current: Pass
     ) -> Tensor:
         rows, layout = current.rows, current.layout
-        a_NRI, b_NOR = layout.a(current.weights_NW, site), layout.b(current.weights_NW, site)
-        h = current.scaled(rows.times(rows.take(current.drop(x_1TI[0], site)), a_NRI.mT))
-        y_1TO[0] += rows.give(rows.times(h, b_NOR.mT))
+        a_IR = [layout.a(part, site).mT for part in current.weights]
+        b_RO = [layout.b(part, site).mT for part in current.weights]
+        h = current.scaled(rows.times(rows.take(current.drop(x_1TI[0], site)), a_IR))
+        y_1TO[0] += rows.give(rows.times(h, b_RO))
         ctx.save_for_backward(x_1TI, *h)
         ctx.site, ctx.current = site, current
         ctx.mark_dirty(y_1TO)
@@ -100,14 +101,15 @@ class _GroupedLora(torch.autograd.Function):
         x_1TI, *h = ctx.saved_tensors
         site, current = ctx.site, ctx.current
         rows, layout = current.rows, current.layout
-        a_NRI, b_NOR = layout.a(current.weights_NW, site), layout.b(current.weights_NW, site)
+        a_RI = [layout.a(part, site) for part in current.weights]
+        b_OR = [layout.b(part, site) for part in current.weights]
         dy = rows.take(dy_1TO[0])
         rows.add_outer(dy, h, layout.b(current.gradients_NW, site))
-        dh = current.scaled(rows.times(dy, b_NOR))
+        dh = current.scaled(rows.times(dy, b_OR))
         rows.add_outer(dh, rows.take(current.drop(x_1TI[0], site)), layout.a(current.gradients_NW, site))
         dx_1TI = None
         if ctx.needs_input_grad[1]:
-            dx_1TI = current.drop(rows.give(rows.times(dh, a_NRI)), site)[None]
+            dx_1TI = current.drop(rows.give(rows.times(dh, a_RI)), site)[None]
         return dy_1TO, dx_1TI, None, None, None
 
 

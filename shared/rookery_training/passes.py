@@ -72,7 +72,7 @@ class Passes:
         return self._run(bank, pieces)
 
     def _run(self, bank: Bank, pieces: Sequence[Piece]) -> list[float]:
-        packed = pack(pieces, device=self._base.device, dtype=self._base.precision)
+        packed = pack(pieces, device=self._base.device, dtype=self._base.dtype)
         begin, end = pieces[0].slot, pieces[-1].slot + 1
         current = self._pass(bank.layout, bank.weights_NW[begin:end], bank.gradients_NW[begin:end], pieces, packed)
         with self._layers.during(current):
@@ -85,7 +85,7 @@ class Passes:
     @torch.no_grad()
     def log_likelihoods(self, layout: Layout, weights_1W: Tensor, pieces: Sequence[Piece]) -> Tensor:
         """[P] Of the predicted tokens of one adapter's piece, in nats; the adapter is a row of this layout."""
-        packed = pack(pieces, device=self._base.device, dtype=self._base.precision)
+        packed = pack(pieces, device=self._base.device, dtype=self._base.dtype)
         with self._layers.during(self._pass(layout, weights_1W, weights_1W[:0], pieces, packed)):
             return -self._losses(packed)
 
@@ -97,7 +97,7 @@ class Passes:
         scale_N = torch.tensor([piece.scale for piece in pieces], dtype=base.dtype).to(base.device)
         return Pass(
             layout=layout,
-            weights_NW=weights_NW.to(base.dtype),
+            weights=rows.arrange(weights_NW.to(base.dtype)),
             gradients_NW=gradients_NW,
             rows=rows,
             scale=rows.spread(scale_N),

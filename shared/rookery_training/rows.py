@@ -34,8 +34,11 @@ class Rows(Protocol):
     def spread(self, values_N: Tensor) -> Parts:
         """Each adapter's value beside all of its rows, and zero where there is no row."""
 
-    def times(self, parts: Parts, factors_NIO: Tensor) -> Parts:
-        """Each row with its adapter's matrix."""
+    def arrange(self, matrices_N: Tensor) -> Parts:
+        """[N, ...] Each part's adapters' matrices, as `times` wants them."""
+
+    def times(self, parts: Parts, factors: Parts) -> Parts:
+        """Each row with its adapter's matrix: [G, I, O] for each part."""
 
     def add_outer(self, left: Parts, right: Parts, into_NOI: Tensor) -> None:
         """Add for each adapter the sum of its rows' outer products, where `right` or `left` is zero without a row."""
@@ -59,8 +62,11 @@ class GroupedRows:
     def spread(self, values_N: Tensor) -> Parts:
         return (torch.repeat_interleave(values_N, self._lengths_N, output_size=self._total)[:, None],)
 
-    def times(self, parts: Parts, factors_NIO: Tensor) -> Parts:
-        return (grouped_mm(parts[0], factors_NIO, offs=self._ends_N),)
+    def arrange(self, matrices_N: Tensor) -> Parts:
+        return (matrices_N,)
+
+    def times(self, parts: Parts, factors: Parts) -> Parts:
+        return (grouped_mm(parts[0], factors[0], offs=self._ends_N),)
 
     def add_outer(self, left: Parts, right: Parts, into_NOI: Tensor) -> None:
         into_NOI += grouped_mm(left[0].T, right[0], offs=self._ends_N)
@@ -69,8 +75,8 @@ class GroupedRows:
 class PaddedRows:
     """Rows as a few padded blocks, each of adapters with about as many, and batched products."""
 
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        self._buckets = Buckets.of(lengths, device)
+    def __init__(self, lengths: Sequence[int], device: torch.device, dtype: torch.dtype) -> None:
+        self._buckets = Buckets.of(lengths, device, dtype)
         self._whole = len(self._buckets.blocks) == 1
 
     def take(self, rows_TD: Tensor) -> Parts:
@@ -85,13 +91,13 @@ class PaddedRows:
             for block in self._buckets.blocks
         ]
 
-    def times(self, parts: Parts, factors_NIO: Tensor) -> Parts:
+    def arrange(self, matrices_N: Tensor) -> Parts:
         if self._whole:
-            return (torch.bmm(parts[0], factors_NIO),)
-        return [
-            torch.bmm(part, factors_NIO.index_select(0, block.groups_G))
-            for part, block in zip(parts, self._buckets.blocks, strict=True)
-        ]
+            return (matrices_N,)
+        return [matrices_N.index_select(0, block.groups_G) for block in self._buckets.blocks]
+
+    def times(self, parts: Parts, factors: Parts) -> Parts:
+        return [torch.bmm(part, factor) for part, factor in zip(parts, factors, strict=True)]
 
     def add_outer(self, left: Parts, right: Parts, into_NOI: Tensor) -> None:
         for left_GLO, right_GLI, block in zip(left, right, self._buckets.blocks, strict=True):
@@ -114,4 +120,4 @@ def rows_of(lengths: Sequence[int], device: torch.device, dtype: torch.dtype) ->
         grouped = dtype is torch.float32 and torch.get_num_threads() == 1
     else:
         grouped = dtype.itemsize == 2 and torch.cuda.get_device_capability(device)[0] in (9, 10)
-    return (GroupedRows if grouped else PaddedRows)(lengths, device)
+    return GroupedRows(lengths, device) if grouped else PaddedRows(lengths, device, dtype)

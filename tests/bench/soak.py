@@ -3,10 +3,13 @@
     python -m tests.bench.soak --minutes 60 --out tests/bench/results/soak-cpu.json
 
 Several callers hand jobs to one workshop, as the student's threads do: of random size, ranks, layers, lengths, epochs
-and dropout; one in eight is cancelled in the middle, one in eight has an adapter that cannot be trained. Memory is what
-the operating system counts for the process, sampled once a second. The first sixth of the time is warm-up, in which the
-allocator meets every size. Each of five parts after it does the jobs of the warm-up again, with other texts and in
-another order, so that the means over the parts compare: what is left to differ is what meets in a batch.
+and dropout; one in eight is cancelled when its first adapter is done, one in eight has an adapter that cannot be
+trained. Memory is what the operating system counts for the process, looked at whenever an adapter is done: a minute in
+which the machine was busy with other things counts for no more than it was used. The first sixth of the time is
+warm-up, in which the allocator meets every size. Each of five parts after it does the same jobs over and over with
+other texts, until its time is up; callers begin each of their jobs together, so that the same jobs meet in a batch and
+the means over the parts compare. After each part nobody is at work, and memory is looked at once more: what is there
+then is held for nobody.
 """
 
 from __future__ import annotations
@@ -37,12 +40,14 @@ from tests.bench.training import machine
 
 CALLERS = 3
 PARTS = 5
+LOOK_SECONDS = 20.0
 
 
 class Soak:
-    """Callers that never stop asking, until the time is up; then the same jobs again, part by part."""
+    """Callers that never stop asking."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, jobs: int) -> None:
+        """Each caller has so many, over and over."""
         settings = TrainerSettings(
             profile="profiles/soak",
             store_url=f"file://{folder}/objects",
@@ -53,57 +58,59 @@ class Soak:
         self.profile = model_service_pb2.Profile(
             name="profiles/soak", model=model_service_pb2.ModelSource(source=str(TINY)), dtype="float32"
         )
+        self._jobs_of_caller = jobs
         self.adapters = self.failures = self.cancelled = self.jobs = 0
         self.errors: list[str] = []
-        self._warm = [0] * CALLERS
-        """How many jobs of each caller the warm-up had time for."""
+        self.resting: list[float] = []
+        """Memory in MiB after each part, the warm-up's first."""
+        self._samples: list[float] = []
         self._lock = threading.Lock()
 
-    def warm_up(self, seconds: float) -> list[float]:
-        """Memory in MiB, second by second."""
-        until = time.monotonic() + seconds
+    def part(self, number: int, seconds: float) -> list[float]:
+        """Whole turns of the callers' jobs for at least so long. Memory in MiB, adapter by adapter."""
+        until, turn = time.monotonic() + seconds, 0
+
+        together = threading.Barrier(CALLERS)
 
         def call(caller: int) -> None:
-            while time.monotonic() < until:
-                self._one(caller, self._warm[caller], part=0)
-                self._warm[caller] += 1
+            for job in range(self._jobs_of_caller):
+                together.wait()
+                self._one(caller, job, texts=f"{number}/{turn}")
 
-        return self._sampled(call, "warm-up")
-
-    def part(self, number: int) -> list[float]:
-        """Memory in MiB, second by second."""
-
-        def call(caller: int) -> None:
-            numbers = [*range(self._warm[caller])]
-            random.Random(f"{caller}/{number}").shuffle(numbers)
-            for job in numbers:
-                self._one(caller, job, part=number)
-
-        return self._sampled(call, f"part {number}")
+        samples: list[float] = []
+        while time.monotonic() < until:
+            samples += self._sampled(call, f"part {number}" if number else "warm-up")
+            turn += 1
+        self.resting.append(self._memory())
+        return samples
 
     def _sampled(self, call: Callable[[int], None], what: str) -> list[float]:
-        process, samples = psutil.Process(), list[float]()
+        self._samples, started = [], time.monotonic()
         callers = [threading.Thread(target=call, args=(i,)) for i in range(CALLERS)]
         for caller in callers:
             caller.start()
         while any(caller.is_alive() for caller in callers):
-            samples.append(process.memory_info().rss / 2**20)
-            if len(samples) % 60 == 0:
-                print(f"{what}: {len(samples) // 60:3} min  {samples[-1]:7.1f} MiB  {self.jobs} jobs", flush=True)
-            time.sleep(1.0)
-        return samples
+            for caller in callers:
+                caller.join(LOOK_SECONDS)
+            minutes = (time.monotonic() - started) / 60
+            print(f"{what}: {minutes:5.1f} min  {self._memory():7.1f} MiB  {self.jobs} jobs", flush=True)
+        return self._samples
 
-    def _one(self, caller: int, number: int, *, part: int) -> None:
+    @staticmethod
+    def _memory() -> float:
+        """Of this process, in MiB."""
+        return psutil.Process().memory_info().rss / 2**20
+
+    def _one(self, caller: int, number: int, *, texts: str) -> None:
         """A caller's job, whose number decides everything but its texts."""
-        shapes, texts = random.Random(f"{caller}/{number}"), random.Random(f"{caller}/{number}/{part}")
+        shapes, words = random.Random(f"{caller}/{number}"), random.Random(f"{caller}/{number}/{texts}")
         with self._lock:
             self.jobs += 1
             job = f"job-{self.jobs}"
         lease = Lease(job=job, epoch=1)
-        if shapes.random() < 1 / 8:
-            threading.Timer(shapes.uniform(0.1, 2.0), lease.stop, [Cancelled(f"{job} was cancelled")]).start()
+        is_cancelled = shapes.random() < 1 / 8
         recipe = self._recipe(shapes)
-        orders = [self._order(i, recipe, shapes, texts) for i in range(shapes.randint(1, 16))]
+        orders = [self._order(i, recipe, shapes, words) for i in range(shapes.randint(1, 16))]
         if shapes.random() < 1 / 8:
             nothing = [Example(prompt="only a prompt", completion="")]
             orders.append(Order(key="nothing", examples=nothing, recipe=recipe, seed=0))
@@ -111,6 +118,9 @@ class Soak:
         try:
             for result in self.workshop.make(lease, self.profile, orders):
                 made, failed = made + (result.adapter is not None), failed + bool(result.failure)
+                self._samples.append(self._memory())
+                if is_cancelled:
+                    lease.stop(Cancelled(f"{job} was cancelled"))
         except Cancelled:
             with self._lock:
                 self.cancelled += 1
@@ -121,10 +131,10 @@ class Soak:
         with self._lock:
             self.adapters, self.failures = self.adapters + made, self.failures + failed
 
-    def _order(self, key: int, recipe: LoraRecipe, shapes: random.Random, texts: random.Random) -> Order:
+    def _order(self, key: int, recipe: LoraRecipe, shapes: random.Random, words: random.Random) -> Order:
         lengths = [shapes.randint(3, 60) for _ in range(shapes.randint(1, 10))]
-        examples = [Example(completion=" ".join(texts.choices(VALUES, k=length))) for length in lengths]
-        return Order(key=str(key), examples=examples, recipe=recipe, seed=texts.getrandbits(32))
+        examples = [Example(completion=" ".join(words.choices(VALUES, k=length))) for length in lengths]
+        return Order(key=str(key), examples=examples, recipe=recipe, seed=words.getrandbits(32))
 
     def _recipe(self, rng: random.Random) -> LoraRecipe:
         return LoraRecipe(
@@ -142,17 +152,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--parts", type=int, default=PARTS, help="after the warm-up")
+    parser.add_argument("--jobs", type=int, default=20, help="of a caller, done over and over")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(Path(folder))
+        soak = Soak(Path(folder), jobs=arguments.jobs)
         seconds = arguments.minutes * 60 / (1 + arguments.parts)
         started = time.monotonic()
-        soak.warm_up(seconds)
-        means = [statistics.fmean(soak.part(number)) for number in range(1, 1 + arguments.parts)]
+        _, *means = [statistics.fmean(soak.part(number, seconds)) for number in range(1 + arguments.parts)]
         took = (time.monotonic() - started) / 60
         left = [path for path in Path(folder, "objects").rglob("unfinished/*/*") if path.is_file()]
     parts = [round(mean, 1) for mean in means]
@@ -166,6 +176,7 @@ def main() -> None:
         "errors": soak.errors,
         "files_left_of_unfinished_jobs": len(left),
         "memory_mib": parts,
+        "memory_after_each_part_mib": [round(memory, 1) for memory in soak.resting],
         "most_above_first_percent": round((max(parts) / parts[0] - 1) * 100, 2),
         "last_above_first_percent": round((parts[-1] / parts[0] - 1) * 100, 2),
     }

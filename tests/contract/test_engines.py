@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from rookery_engines.probing import probe
 from rookery_engines.types import AdapterRef, Finish, Generation, GenerationRequest, LikelihoodRequest
 from rookery_shared.domains import find_domain
 from rookery_shared.errors import AdapterRefused, PromptTooLong, RemoteRefused
+from rookery_shared.grids.configuration import read_configuration
 from rookery_shared.settings import RemoteModel
 from rookery_shared.types import ALL_LINEAR, Context, LoraRecipe, Sampling
 from rookery_tiny.contexts import make_contexts
@@ -193,6 +195,28 @@ def test_a_drawn_text_depends_on_its_seed_alone(
     assert [g.text for g in together] == [g.text for g in alone]
     assert len({g.text for g in together}) > 4
     assert all(g.completion_tokens == 16 for g in together if g.finish is Finish.LENGTH)
+
+
+def test_a_text_is_held_to_its_schema_and_others_are_free(
+    engine: Engine, reference: Engine, runner: asyncio.Runner, adapters: list[AdapterRef]
+) -> None:
+    """The tiny model knows no JSON, and what it would rather say beside is not changed by it."""
+    schema = find_domain("few_shot").self_edit_schema("configuration")
+    drawn = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=300)
+    held = [
+        GenerationRequest(prompt="Edda", sampling=sampling, seed=seed, adapter=adapter, schema=schema)
+        for seed, sampling in enumerate([drawn] * 6 + [replace(drawn, temperature=0.0)])
+        for adapter in (None, adapters[0])
+    ]
+    free = questions(adapters)[:6]
+    texts = runner.run(write(engine, [*held, *free]))
+    read = [read_configuration(generation.text) for generation in texts[: len(held)]]
+    assert all(generation.finish is Finish.STOP for generation in texts[: len(held)])
+    assert len({*read}) > 6
+    assert [g.text for g in texts[len(held) :]] == [g.text for g in runner.run(write(reference, free))]
+    greedy = [request for request in held if not request.sampling.temperature]
+    ours, theirs = (runner.run(write(one, greedy)) for one in (engine, reference))
+    assert [(g.text, g.completion_tokens) for g in ours] == [(g.text, g.completion_tokens) for g in theirs]
 
 
 def test_adapters_are_probed(engine: Engine, runner: asyncio.Runner, adapters: list[AdapterRef]) -> None:

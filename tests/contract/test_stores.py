@@ -17,15 +17,18 @@ import pytest
 import urllib3
 from minio.error import InvalidResponseError, S3Error
 from pydantic import SecretStr
+from urllib3.exceptions import HTTPError
 
 from rookery_shared.errors import AdapterCorrupt, NoLinks, ObjectMissing, StoreUnusable
 from rookery_shared.settings import StoreSettings
+from rookery_shared.store import connect
 from rookery_shared.store.adapters import AdapterCache, Origin, adapter_name, check_stored, make_links, publish
 from rookery_shared.store.base import ObjectStore
 from rookery_shared.store.connect import connect_store
 from rookery_shared.store.probing import check_reads, check_writes, open_store
 from rookery_shared.store.s3 import S3Store
 from tests.adapter_files import write_adapter_files
+from tests.faults.proxy import Proxy
 from tests.servers.s3 import S3Server
 
 
@@ -249,6 +252,23 @@ def test_keys_of_the_settings_are_those_that_sign(rclone_server: S3Server) -> No
     assert isinstance(wrong, S3Store)
     with pytest.raises((S3Error, InvalidResponseError)):
         wrong.write("x", b"x")
+
+
+def test_a_server_that_falls_silent_keeps_nobody_waiting(
+    moto_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease ends sooner than the half hour that the client would wait by itself."""
+    monkeypatch.setattr(connect, "SILENCE_SECONDS", 0.5)
+    with Proxy(moto_server.endpoint) as proxy:
+        store = connect_store(s3_settings(moto_server).model_copy(update={"s3_endpoint": proxy.address}))
+        store.write("a", b"x")
+        proxy.half_open()
+        started = time.monotonic()
+        with pytest.raises(HTTPError):
+            store.read("a")
+        assert time.monotonic() - started < 10
+        proxy.heal()
+        assert store.read("a") == b"x"
 
 
 def test_a_url_of_another_kind_is_refused() -> None:

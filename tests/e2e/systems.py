@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +20,7 @@ from rookery.v1.recipe_pb2 import GRADER_EXACT
 from rookery.v1.run_service_pb2 import Run, RunPlan
 from rookery_tiny.contexts import make_contexts
 from rookery_tiny.world import Surnames
+from tests.waiting import wait_until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +87,6 @@ def wait_for(client: Client, run: str, *, trials: int, seconds: float = 120.0) -
             return now
         time.sleep(0.05)
     raise TimeoutError(f"{run} has {now.progress.trials_done} trials after {seconds} s")
-
-
-def wait_until(holds: Callable[[], object], *, seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() >= deadline:
-            raise TimeoutError(f"not within {seconds} s: {what}")
-        time.sleep(0.02)
 
 
 def finish(client: Client, run: str) -> Run:

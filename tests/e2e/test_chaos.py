@@ -14,7 +14,9 @@ RUNS = 5
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+@pytest.mark.parametrize(
+    "broker", [pytest.param(name, marks=pytest.mark.xdist_group(f"chaos-{name}")) for name in ("redis", "rabbitmq")]
+)
 def test_no_promise_is_broken(broker: BrokerName, tmp_path: Path) -> None:
     if broker == "rabbitmq" and not has_rabbitmq():
         lacking("RabbitMQ (apt-get install rabbitmq-server)")

@@ -17,7 +17,8 @@ from rookery_tiny.contexts import make_contexts
 from rookery_tiny.world import Surnames
 from tests.adapters import relative_difference
 from tests.e2e.conftest import running_system
-from tests.e2e.systems import System, finish, kill, small_run, wait_until
+from tests.e2e.systems import System, finish, kill, small_run
+from tests.waiting import wait_until
 
 HEARTBEAT = 2.0
 """A third of a test's lease: how long the coordinator's word takes to a worker, at most."""
@@ -77,7 +78,7 @@ def test_a_killed_batch_goes_on_from_its_checkpoints(watchful: System, system: S
     assert ours.keys() == theirs.keys()
     assert len(ours) >= 4
     for key, folder in ours.items():
-        assert relative_difference(folder, theirs[key]) < 1e-3
+        assert relative_difference(folder, theirs[key]) < 1e-3, (key, sorted(ours))
 
 
 def test_cancelling_stops_the_training_loop_within_a_step(watchful: System) -> None:

@@ -19,10 +19,11 @@ from rookery_coordinator.database import Database
 from rookery_coordinator.schema import migrate
 from rookery_coordinator.tables import Adaptation
 from tests.integration.worlds import STUDENT, TEACHER, make_profiles
-from tests.requirements.light import Light, until
+from tests.requirements.light import Light
 from tests.servers.postgres import make_database
 from tests.servers.processes import ServerProcess
 from tests.servers.redis import start_redis
+from tests.waiting import wait_until
 
 JOBS = 40
 AWAY_SECONDS = 2.0
@@ -132,15 +133,15 @@ def test_either_coordinator_may_die(pair: Pair) -> None:
     caller = Caller(pair.target)
     try:
         for number in range(2):
-            until(lambda: len(caller.names) > 5, seconds=60, what="calls are answered")
+            wait_until(lambda: len(caller.names) > 5, seconds=60, what="calls are answered")
             usual, caller.longest = caller.longest, 0.0
             pair.coordinators[number].end(signal.SIGKILL)
             reached = len(caller.names) + 20
-            until(lambda: len(caller.names) > reached, seconds=60, what="the other one answers")  # noqa: B023
+            wait_until(lambda: len(caller.names) > reached, seconds=60, what="the other one answers")  # noqa: B023
             assert caller.longest < AWAY_SECONDS + usual
             pair.coordinators[number] = pair.start(number)
             reached = len(caller.names) + 10
-            until(lambda: len(caller.names) > reached, seconds=60, what="calls go on")  # noqa: B023
+            wait_until(lambda: len(caller.names) > reached, seconds=60, what="calls go on")  # noqa: B023
             time.sleep(3.5)  # the longest pause before the client tries the one that is back
     finally:
         caller.stop()

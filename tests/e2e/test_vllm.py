@@ -26,7 +26,8 @@ from rookery_shared.types import Sampling
 from tests.bench.shapes import TINY
 from tests.contract.test_engines import needs_vllm
 from tests.e2e.conftest import running_system
-from tests.e2e.systems import System, finish, small_run, wait_for, wait_until
+from tests.e2e.systems import System, finish, small_run, wait_for
+from tests.waiting import wait_until
 
 pytestmark = [needs_vllm, pytest.mark.timeout(1200)]
 

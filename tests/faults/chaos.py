@@ -37,7 +37,7 @@ from rookery_shared.store.connect import connect_store
 from tests.e2e.conftest import running_system
 from tests.e2e.systems import System, small_run
 from tests.faults.adversary import Adversary, Broker, wait
-from tests.faults.checker import Evidence, Violation, check, nothing_stuck
+from tests.faults.checker import Evidence, Promise, Violation, check, nothing_stuck
 from tests.faults.history import read_events, read_transitions, record_transitions
 from tests.faults.proxy import Proxy
 from tests.servers.postgres import make_database, start_postgres
@@ -68,8 +68,8 @@ POINTS = {
 }
 SETTLE_SECONDS = 180.0
 """Within this after the last fault, everything has ended: some leases, pauses between attempts and restarts."""
-STUCK_SECONDS = 300.0
-"""A run that takes longer, with all the faults, is stuck, and no more are dealt."""
+STUCK_SECONDS = 600.0
+"""A run that takes longer, with all the faults, is stuck: a violation, and no more are dealt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +140,18 @@ class Chaos:
     def run(self) -> list[Violation]:
         started = time.monotonic()
         self.adversary.start()
-        stuck = False
+        stuck: list[Violation] = []
         while len(self._ended) < self.options.runs and not stuck:
             if len(self._accepted) < self.options.runs and len(self._in_flight()) < self.options.at_once:
                 self._create()
             self._look(started)
-            stuck = any(time.monotonic() - since > STUCK_SECONDS for since in self._in_flight().values())
+            stuck = [
+                Violation(
+                    promise=Promise.NOTHING_STUCK, what=f"{run} has not ended after {STUCK_SECONDS:.0f} s under fire"
+                )
+                for run, since in self._in_flight().items()
+                if time.monotonic() - since > STUCK_SECONDS
+            ]
             time.sleep(0.5)
         under_fire = time.monotonic() - started
         (self.folder / "armed").unlink()
@@ -153,8 +159,15 @@ class Chaos:
         settled = wait(lambda: not [*nothing_stuck(self._rows())], seconds=SETTLE_SECONDS)
         self._look(started)
         self._tell_faults()
-        self.say(f"{under_fire:.0f} s under fire, {under_fire / self.options.runs:.1f} s a run; settled: {settled}")
-        return check(self._evidence())
+        self.say(
+            f"{under_fire:.0f} s under fire, {under_fire / max(1, len(self._ended)):.1f} s a run; settled: {settled}"
+        )
+        return stuck + check(self._evidence())
+
+    @property
+    def ended(self) -> int:
+        """Runs that have."""
+        return len(self._ended)
 
     def _in_flight(self) -> dict[str, float]:
         return {name: since for name, since in self._accepted.items() if name not in self._ended}
@@ -256,7 +269,8 @@ def chaos(options: Options, folder: Path) -> list[Violation]:
         violations = running.run()
         for violation in violations:
             running.say(f"VIOLATION  {violation}")
-        running.say(f"{options.runs} runs on {options.broker}, seed {options.seed}: {len(violations)} violations")
+        what = f"{running.ended} of {options.runs} runs on {options.broker}, seed {options.seed}"
+        running.say(f"{what}: {len(violations)} violations")
     return violations
 
 
@@ -265,8 +279,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
-    parser.add_argument("--at-once", type=int, default=4, help="runs in flight")
-    parser.add_argument("--pace", type=float, default=5.0, help="mean seconds between two faults of the adversary")
+    parser.add_argument("--at-once", type=int, default=10, help="runs in flight")
+    parser.add_argument("--pace", type=float, default=12.0, help="mean seconds between two faults of the adversary")
     parser.add_argument("--lease", type=float, default=6.0, help="seconds for which a worker may be silent")
     parser.add_argument("--out", type=Path, default=Path("tests/faults/results"), help="folder of the log")
     told = parser.parse_args()

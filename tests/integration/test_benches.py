@@ -36,7 +36,8 @@ def test_all_contenders_train_the_same(tmp_path: Path) -> None:
 
 def test_the_soak_runs_and_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
-    argv = [sys.executable, "-m", "tests.bench.soak", "--minutes", "0.2", "--parts", "1", "--out", str(out)]
+    options = ["--minutes", "0.2", "--parts", "1", "--jobs", "2", "--out", str(out)]
+    argv = [sys.executable, "-m", "tests.bench.soak", *options]
     subprocess.run(argv, check=True, timeout=120, cwd=Path(__file__).parents[2])
     result = json.loads(out.read_text())
     assert result["adapters"] > 10

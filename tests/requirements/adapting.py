@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from tests.faults.history import Event, read_events, read_transitions, record_tr
 from tests.integration.worlds import STUDENT, TEACHER, make_profiles
 from tests.servers.processes import ServerProcess
 from tests.servers.redis import RedisServer
+from tests.waiting import wait_until
 
 
 class AdaptingSystem:
@@ -68,7 +68,7 @@ class AdaptingSystem:
     def start_coordinator(self, *, faults: str = "") -> ServerProcess:
         """Waits until it serves, or has died."""
         process = self._start("coordinator", [sys.executable, "-m", "rookery_coordinator", "serve"], faults, 0.0)
-        wait_for(lambda: not process.alive or self._serves(), what="a coordinator that serves")
+        wait_until(lambda: not process.alive or self._serves(), what="a coordinator that serves")
         return process
 
     def _serves(self) -> bool:
@@ -160,15 +160,7 @@ def own_redis(server: RedisServer) -> str:
     return f"{server.url.rpartition('/')[0]}/5"
 
 
-def wait_for(holds: Callable[[], object], *, seconds: float = 40.0, what: str) -> None:
-    """Raises AssertionError, since what a requirement promises has not happened."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
-
-
 def died(process: ServerProcess, *, where: str) -> None:
     """Waits until a process has killed itself, as its fault says."""
-    wait_for(lambda: not process.alive, what=f"its death at {where}")
+    wait_until(lambda: not process.alive, what=f"its death at {where}")
     assert process.end() == -signal.SIGKILL, where

@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from rookery_shared import types
 from rookery_shared.types import LoraRecipe
 from tests.integration.worlds import STUDENT, TEACHER, make_profiles
 from tests.servers.processes import ServerProcess
+from tests.waiting import wait_until
 
 SELF_EDITS = 3
 PLAN = AdaptationPlan(self_edits=SELF_EDITS, seeds=2, reward=Reward.EXACT, student_recipe=LoraRecipe(rank=8, alpha=16))
@@ -112,7 +112,7 @@ class Light:
 
     def finish(self, jobs: list[str], *, seconds: float) -> None:
         """Wait until they have succeeded."""
-        until(
+        wait_until(
             lambda: all(state is JobState.SUCCEEDED for state in self.states(jobs)),
             seconds=seconds,
             what=lambda: f"all succeed: {self.states(jobs)}",
@@ -190,14 +190,6 @@ def start_light(folder: Path, broker_url: str, **settings: Any) -> Iterator[Ligh
         light.end_workers()
         light.coordinator.server.end(signal.SIGKILL)
         database.close()
-
-
-def until(holds: Callable[[], object], *, seconds: float, what: str | Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() >= deadline:
-            raise TimeoutError(f"not within {seconds} s: {what if isinstance(what, str) else what()}")
-        time.sleep(0.05)
 
 
 def _text(value: Any) -> str:

@@ -11,9 +11,10 @@ import pytest
 
 from rookery.errors import CallFailed
 from rookery_shared.faults import Point
-from tests.requirements.adapting import AdaptingSystem, adapting_system, died, own_redis, wait_for
+from tests.requirements.adapting import AdaptingSystem, adapting_system, died, own_redis
 from tests.requirements.removal import Removal
 from tests.servers.redis import RedisServer
+from tests.waiting import wait_until
 
 WORKER_POINTS = [
     (Point.CLAIMED, 1),
@@ -45,7 +46,7 @@ REMOVALS = [
     Removal(
         what="leases run out",
         file="services/rookery_coordinator/reaper.py",
-        old="for job in leases.expired(session):",
+        old="for job in expired:",
         new="for job in []:",
         test="test_wherever_a_worker_is_killed",
     ),
@@ -66,7 +67,7 @@ def system(tmp_path: Path, redis_server: RedisServer) -> Iterator[AdaptingSystem
 
 
 def finish(system: AdaptingSystem) -> None:
-    wait_for(system.ended, what="the end of all work")
+    wait_until(system.ended, what="the end of all work")
     assert system.violations() == []
 
 
@@ -78,7 +79,7 @@ def test_wherever_a_worker_is_killed(system: AdaptingSystem) -> None:
     for _ in range(8):
         system.adapt()
     expected = sorted(point for point, _ in WORKER_POINTS)
-    wait_for(lambda: sorted(event.point for event in system.events() if event.fault) == expected, what="all deaths")
+    wait_until(lambda: sorted(event.point for event in system.events() if event.fault) == expected, what="all deaths")
     system.start_worker()
     finish(system)
 
@@ -103,7 +104,7 @@ def test_wherever_the_coordinator_is_killed(system: AdaptingSystem, point: Point
     with suppress(CallFailed):
         system.adapt()
     if point is Point.REAPING:
-        wait_for(lambda: system.events(Point.CLAIMED), what="a claim")
+        wait_until(lambda: system.events(Point.CLAIMED), what="a claim")
         worker.end(signal.SIGKILL)
     died(coordinator, where=point)
     system.start_coordinator()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 
 from rookery_coordinator.types import JobState
-from tests.requirements.light import SELF_EDITS, Light, until
+from tests.requirements.light import SELF_EDITS, Light
 from tests.requirements.removal import Removal
+from tests.waiting import wait_until
 
 LEASES = "services/rookery_coordinator/leases.py"
 REMOVALS = [
@@ -41,11 +42,11 @@ def test_repeated_messages_have_one_effect(light: Light) -> None:
     for _ in range(2):  # while they wait
         light.announce_again(jobs)
     worker = light.start_worker()
-    until(lambda: light.starts(jobs[0]), seconds=60, what="the first starts")
+    wait_until(lambda: light.starts(jobs[0]), seconds=60, what="the first starts")
     light.announce_again(jobs)  # while they run
     light.finish(jobs, seconds=60)
     light.announce_again(jobs)  # when they have ended
-    until(lambda: light.duplicates() - before >= 4 * len(jobs), seconds=60, what="all messages are taken")
+    wait_until(lambda: light.duplicates() - before >= 4 * len(jobs), seconds=60, what="all messages are taken")
     assert light.duplicates() - before == 4 * len(jobs)
     assert [light.starts(job) for job in jobs] == [1, 1, 1]
     assert light.effects(jobs) == [SELF_EDITS] * 3
@@ -58,9 +59,9 @@ def test_a_worker_does_not_take_its_own_job_again(light_redis: Light) -> None:
     before = light.duplicates()
     light.start_worker(slots=2)
     [job] = light.submit(2)
-    until(lambda: light.starts(job), seconds=60, what="it starts")
+    wait_until(lambda: light.starts(job), seconds=60, what="it starts")
     light.announce_again([job])
-    until(lambda: light.duplicates() > before or light.starts(job) > 1, seconds=60, what="the message is taken")
+    wait_until(lambda: light.duplicates() > before or light.starts(job) > 1, seconds=60, what="the message is taken")
     light.finish([job], seconds=60)
     assert light.starts(job) == 1
 
@@ -73,7 +74,7 @@ def test_redis_delivers_again_what_still_runs(light_redis: Light) -> None:
     for _ in range(2):
         light.start_worker(options=options, acks_late=True)
     [job] = light.submit(10)
-    until(lambda: light.duplicates() > before, seconds=60, what="the broker delivers it again")
+    wait_until(lambda: light.duplicates() > before, seconds=60, what="the broker delivers it again")
     assert light.states([job]) == [JobState.RUNNING]
     light.finish([job], seconds=60)
     assert light.starts(job) == 1
@@ -86,10 +87,10 @@ def test_rabbitmq_delivers_again_what_a_killed_worker_had(light_rabbitmq: Light)
     before = light.duplicates()
     workers = [light.start_worker(acks_late=True) for _ in range(2)]
     [job] = light.submit(2)
-    until(lambda: light.starts(job), seconds=60, what="it starts")
+    wait_until(lambda: light.starts(job), seconds=60, what="it starts")
     [victim] = [worker for worker in workers if worker.server.pid == light.journal()[-1]["pid"]]
     victim.server.end(signal.SIGKILL)
-    until(lambda: light.duplicates() > before, seconds=60, what="the broker delivers it again")
+    wait_until(lambda: light.duplicates() > before, seconds=60, what="the broker delivers it again")
     light.finish([job], seconds=60)
     assert light.starts(job) == 2
     assert light.epochs([job]) == [2], "it was done again when its lease had run out, and for no other reason"

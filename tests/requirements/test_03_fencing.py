@@ -18,8 +18,9 @@ from rookery.transport import call, open_channel
 from rookery_coordinator.tables import Job
 from tests.requirements.conftest import LIGHT
 from tests.requirements.isolation import isolated_worker, noted, process_of, runs
-from tests.requirements.light import Light, Process, until
+from tests.requirements.light import Light, Process
 from tests.requirements.removal import Removal
+from tests.waiting import wait_until
 
 REMOVALS = [
     Removal(
@@ -52,7 +53,7 @@ def stopped(*pids: int) -> Iterator[None]:
 
 def claimed(light: Light, job: str, worker: Process) -> int:
     """Waits until the worker's process has begun with the job. Returns the process."""
-    until(lambda: light.starts(job), seconds=60, what="the first worker begins")
+    wait_until(lambda: light.starts(job), seconds=60, what="the first worker begins")
     pid = process_of(light, job)
     assert pid != worker.server.pid
     return pid
@@ -67,7 +68,7 @@ def test_a_worker_that_slept_past_its_lease_changes_nothing_and_stops(tidy_light
                 tidy_light.finish([job], seconds=60)
             before = row(tidy_light, job)
         woken = time.time()
-        until(lambda: not runs(process) or noted(tidy_light, job, "stopped"), seconds=5, what="it stops")
+        wait_until(lambda: not runs(process) or noted(tidy_light, job, "stopped"), seconds=5, what="it stops")
         assert len(noted(tidy_light, job, "step", after=woken)) <= 1, "it was in the middle of one"
         assert row(tidy_light, job) == before
         assert tidy_light.epochs([job]) == [2]
@@ -80,7 +81,7 @@ def test_training_stops_by_itself_if_its_worker_stands_still(tidy_light: Light) 
         claimed(tidy_light, job, sleeper)
         with stopped(sleeper.server.pid):
             now = time.time()
-            until(
+            wait_until(
                 lambda: noted(tidy_light, job, "stopped"),
                 seconds=LIGHT["lease_seconds"] + 2.0,
                 what="it stops",

@@ -24,10 +24,10 @@ from rookery_coordinator.schema import migrate
 from rookery_shared.errors import DatabaseUnavailable
 from tests.faults.proxy import Proxy
 from tests.integration.worlds import TEACHER, make_profiles
-from tests.requirements.light import until
 from tests.requirements.removal import Removal
 from tests.servers.postgres import make_database
 from tests.servers.processes import ServerProcess
+from tests.waiting import wait_until
 
 DATABASE = "services/rookery_coordinator/database.py"
 REMOVALS = [
@@ -170,6 +170,6 @@ def test_calls_are_answered_while_the_database_is_silent_and_after(proxied: tupl
             assert time.monotonic() - started < 2 * ANSWER_SECONDS
             assert server.alive
             proxy.heal()
-            until(lambda: ask() == "", seconds=ANSWER_SECONDS, what="it answers again")
+            wait_until(lambda: ask() == "", seconds=ANSWER_SECONDS, what="it answers again")
     finally:
         server.end(signal.SIGKILL)

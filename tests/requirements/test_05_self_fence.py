@@ -13,8 +13,9 @@ from sqlalchemy import select
 
 from rookery_coordinator.database import now
 from tests.requirements.isolation import isolated_worker, job_row, noted, process_of, runs
-from tests.requirements.light import Light, until
+from tests.requirements.light import Light
 from tests.requirements.removal import Removal
+from tests.waiting import wait_until
 
 REMOVALS = [
     Removal(
@@ -47,12 +48,12 @@ def test_training_has_stopped_before_the_lease_ends(tidy_light: Light, how: str)
     """Whether it takes steps or is stuck in one. Then somebody else may have the job, and finishes it."""
     with isolated_worker(tidy_light, stop_seconds=60.0):
         [job] = tidy_light.submit(f"12 {how}")
-        until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
+        wait_until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
         process = process_of(tidy_light, job)
         with silent_coordinator(tidy_light):
             lease_until = job_row(tidy_light, job).lease_until
             assert lease_until is not None
-            until(
+            wait_until(
                 lambda: not runs(process) or noted(tidy_light, job, "stopped"),
                 seconds=20,
                 what="it stops",

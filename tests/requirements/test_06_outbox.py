@@ -18,11 +18,12 @@ from rookery_coordinator.tables import Outbox
 from rookery_shared.faults import Point
 from rookery_shared.jobs.queues import generate_queue, make_app
 from tests.faults.proxy import Proxy
-from tests.requirements.adapting import AdaptingSystem, adapting_system, died, own_redis, wait_for
+from tests.requirements.adapting import AdaptingSystem, adapting_system, died, own_redis
 from tests.requirements.removal import Removal
 from tests.servers.postgres import make_database
 from tests.servers.rabbitmq import RabbitMQServer, take
 from tests.servers.redis import RedisServer
+from tests.waiting import wait_until
 
 RELAY = "services/rookery_coordinator/relay.py"
 REMOVALS = [
@@ -68,7 +69,7 @@ def system(tmp_path: Path, redis_server: RedisServer) -> Iterator[AdaptingSystem
 
 def finish(system: AdaptingSystem) -> None:
     """Every job ran once."""
-    wait_for(system.ended, what="the end of all work")
+    wait_until(system.ended, what="the end of all work")
     assert system.violations() == []
     claims = Counter((event.job, event.epoch) for event in system.events(Point.CLAIMED))
     assert {*claims.values()} == {1}
@@ -90,7 +91,7 @@ def test_killed_between_publish_and_mark(system: AdaptingSystem) -> None:
     system.adapt()
     died(coordinator, where="relayed")
     system.start_coordinator()
-    wait_for(lambda: waiting(system.database) == 0, what="an empty outbox")
+    wait_until(lambda: waiting(system.database) == 0, what="an empty outbox")
     system.start_worker(seconds=0.5)
     finish(system)
 

@@ -10,9 +10,10 @@ import pytest
 
 from rookery_coordinator.types import JobState
 from tests.faults.proxy import Proxy
-from tests.requirements.light import SELF_EDITS, Light, Process, until
+from tests.requirements.light import SELF_EDITS, Light, Process
 from tests.requirements.removal import Removal
 from tests.servers.rabbitmq import RabbitMQServer, waiting
+from tests.waiting import wait_until
 
 CONSUMING = "shared/rookery_shared/jobs/consuming.py"
 QUEUES = "shared/rookery_shared/jobs/queues.py"
@@ -95,7 +96,7 @@ def watch(light: Light, worker: Process, jobs: list[str], *, seconds: float) -> 
 
 
 def started(light: Light, job: str) -> None:
-    until(lambda: light.starts(job), seconds=60, what=f"{job} starts")
+    wait_until(lambda: light.starts(job), seconds=60, what=f"{job} starts")
 
 
 def test_a_job_longer_than_any_timeout_runs_once(light_redis: Light, light_rabbitmq: Light) -> None:
@@ -126,7 +127,7 @@ def test_an_idle_worker_takes_what_waits(light: Light) -> None:
     [long] = light.submit(60)
     started(light, long)
     [short] = light.submit(0.1)
-    until(lambda: light.unsent() == 0, seconds=10, what="the message is sent")
+    wait_until(lambda: light.unsent() == 0, seconds=10, what="the message is sent")
     light.start_worker()
     light.finish([short], seconds=60)
     assert light.states([long]) == [JobState.RUNNING], "another worker did it, while the first one was busy"
@@ -139,7 +140,7 @@ def test_a_busy_worker_holds_nothing(light_rabbitmq: Light) -> None:
     light = light_rabbitmq
     address = light.broker_url.split("@")[1].split("/")[0]
     long, *short = light.submit(60, 0.1, 0.1)
-    until(lambda: light.unsent() == 0, seconds=60, what="all are in the queue")
+    wait_until(lambda: light.unsent() == 0, seconds=60, what="all are in the queue")
     with Proxy(address) as proxy:
         light.start_worker(broker_url=light.broker_url.replace(address, proxy.address))
         started(light, long)
@@ -147,7 +148,7 @@ def test_a_busy_worker_holds_nothing(light_rabbitmq: Light) -> None:
         assert waiting(light.broker_url, "generate") == len(short), "they wait for any worker"
         connected = proxy.accepted
         proxy.cut()
-        until(lambda: proxy.accepted > connected, seconds=30, what="the worker connects again")
+        wait_until(lambda: proxy.accepted > connected, seconds=30, what="the worker connects again")
         time.sleep(1)
         assert waiting(light.broker_url, "generate") == len(short), "they wait for any worker"
         assert light.states([long]) == [JobState.RUNNING]

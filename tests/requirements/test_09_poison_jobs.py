@@ -5,8 +5,9 @@ from __future__ import annotations
 from rookery_coordinator.leases import MAX_DEATHS
 from rookery_coordinator.types import JobState
 from tests.requirements.isolation import isolated_worker, job_row
-from tests.requirements.light import Light, until
+from tests.requirements.light import Light
 from tests.requirements.removal import Removal
+from tests.waiting import wait_until
 
 TEST = "test_a_job_that_kills_its_process_fails_and_its_neighbours_succeed"
 REMOVALS = [
@@ -37,7 +38,7 @@ REMOVALS = [
 def test_a_job_that_kills_its_process_fails_and_its_neighbours_succeed(tidy_light: Light) -> None:
     with isolated_worker(tidy_light, slots=3) as worker:
         poison, *neighbours = tidy_light.submit("1 kills", "3 seconds", "3 seconds")
-        until(lambda: tidy_light.states([poison]) == [JobState.FAILED], seconds=60, what="the poison has failed")
+        wait_until(lambda: tidy_light.states([poison]) == [JobState.FAILED], seconds=60, what="the poison has failed")
         tidy_light.finish(neighbours, seconds=60)
         assert tidy_light.starts(poison) == MAX_DEATHS
         failed = job_row(tidy_light, poison)

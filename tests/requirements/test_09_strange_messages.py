@@ -12,9 +12,10 @@ import pytest
 from kombu.messaging import Producer
 
 from rookery_shared.jobs.queues import DEAD, RABBITMQ_OPTIONS, REDIS_OPTIONS, TASK, is_rabbitmq, make_app
-from tests.requirements.light import Light, Process, until
+from tests.requirements.light import Light, Process
 from tests.requirements.removal import Removal
 from tests.servers.rabbitmq import connect, take, waiting
+from tests.waiting import wait_until
 
 CONSUMING = "shared/rookery_shared/jobs/consuming.py"
 QUEUES = "shared/rookery_shared/jobs/queues.py"
@@ -129,7 +130,7 @@ def test_what_is_no_job_is_refused(light: Light) -> None:
     assert worker.counted("rookery_message_refused_total") - before == len(strange)
     assert worker.log.read_text().count("message refused") == len(strange)
     if is_rabbitmq(light.broker_url):
-        until(lambda: waiting(light.broker_url, DEAD) == len(strange), seconds=10, what="dead letters")
+        wait_until(lambda: waiting(light.broker_url, DEAD) == len(strange), seconds=10, what="dead letters")
         bodies = {
             message.body if isinstance(message.body, bytes) else message.body.encode()
             for message in take(light.broker_url, DEAD)
@@ -174,7 +175,7 @@ def test_a_message_that_nobody_survives_is_a_dead_letter(light_rabbitmq: Light) 
     publish(light, ARGUMENTS, "application/json", JOB)
     for _ in range(10):
         with connect(light.broker_url) as connection:
-            until(
+            wait_until(
                 lambda: waiting(light.broker_url, "generate") or waiting(light.broker_url, DEAD), seconds=10, what="?"
             )
             if waiting(light.broker_url, DEAD):

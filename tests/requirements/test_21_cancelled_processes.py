@@ -8,8 +8,9 @@ from rookery.client import Client
 from rookery_coordinator.types import JobState
 from tests.requirements.conftest import LIGHT
 from tests.requirements.isolation import isolated_worker, job_row, noted, process_of, runs
-from tests.requirements.light import Light, until
+from tests.requirements.light import Light
 from tests.requirements.removal import Removal
+from tests.waiting import wait_until
 
 HEARTBEAT, STOP_SECONDS = LIGHT["lease_seconds"] / 3, 0.5
 SLACK = 4.0
@@ -41,9 +42,9 @@ def cancel(light: Light, job: str) -> None:
 def test_a_cancelled_job_stops_at_its_next_step(tidy_light: Light) -> None:
     with isolated_worker(tidy_light):
         [job] = tidy_light.submit("60 seconds")
-        until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
+        wait_until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
         cancel(tidy_light, job)
-        until(lambda: noted(tidy_light, job, "stopped"), seconds=HEARTBEAT + SLACK, what="it stops")
+        wait_until(lambda: noted(tidy_light, job, "stopped"), seconds=HEARTBEAT + SLACK, what="it stops")
         assert noted(tidy_light, job, "stopped")[-1]["why"] == "Cancelled"
         assert runs(process_of(tidy_light, job)), "its process is as good as before"
         assert tidy_light.states([job]) == [JobState.CANCELLED]
@@ -52,12 +53,12 @@ def test_a_cancelled_job_stops_at_its_next_step(tidy_light: Light) -> None:
 def test_a_stuck_job_is_stopped_with_its_process_and_its_neighbour_starts_over(tidy_light: Light) -> None:
     with isolated_worker(tidy_light, slots=2, stop_seconds=STOP_SECONDS):
         stuck, neighbour = tidy_light.submit("60 hangs", "1 seconds")
-        until(lambda: tidy_light.starts(stuck), seconds=60, what="it begins")
+        wait_until(lambda: tidy_light.starts(stuck), seconds=60, what="it begins")
         process = process_of(tidy_light, stuck)
         assert tidy_light.states([neighbour]) != [JobState.SUCCEEDED]
         cancelled = time.monotonic()
         cancel(tidy_light, stuck)
-        until(lambda: not runs(process), seconds=60, what="the process has ended")
+        wait_until(lambda: not runs(process), seconds=60, what="the process has ended")
         assert time.monotonic() - cancelled < HEARTBEAT + STOP_SECONDS + SLACK
         tidy_light.finish([neighbour], seconds=60)
         row = job_row(tidy_light, neighbour)

@@ -37,6 +37,7 @@ from rookery_teacher.writing import Teacher
 from tests.models import random_model, small_tokenizer
 from tests.requirements.removal import Removal
 from tests.requirements.serving import TIMEOUT, Light, Serving, adaptation_service, serve
+from tests.waiting import wait_until
 
 CALLS = "shared/rookery_shared/rpc/calls.py"
 REMOVALS = [
@@ -128,13 +129,6 @@ def score(channel: grpc.Channel, **options: Any) -> Any:
     return EvaluatorServiceStub(channel).Score(request, **options)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("how", ["cancelled", "late", "gone"])
 @pytest.mark.parametrize("ask", [write, score], ids=["teacher", "evaluator"])
 def test_the_work_behind_a_call_ends_within_a_second(models: Models, ask: Callable[..., Any], how: str) -> None:
@@ -142,7 +136,7 @@ def test_the_work_behind_a_call_ends_within_a_second(models: Models, ask: Callab
     channel = open_channel(models.serving.target)
     started = time.monotonic()
     responses = ask(channel, timeout=0.5 if how == "late" else TIMEOUT)
-    wait_for(lambda: len(models.steps) > before + 10)
+    wait_until(lambda: len(models.steps) > before + 10, seconds=TIMEOUT, what="the model is at work")
     if how == "cancelled":
         responses.cancel()
     elif how == "gone":

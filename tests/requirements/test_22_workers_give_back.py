@@ -20,8 +20,9 @@ from rookery_shared.types import Context, LoraRecipe, Question, Schedule
 from tests.bench.shapes import TINY
 from tests.integration.worlds import STUDENT, TEACHER
 from tests.requirements.isolation import isolated_worker, job_row
-from tests.requirements.light import PLAN, Light, Process, until
+from tests.requirements.light import PLAN, Light, Process
 from tests.requirements.removal import Removal
+from tests.waiting import wait_until
 
 SECONDS = 15.0
 """Half of what a machine gives that is taken away."""
@@ -37,9 +38,9 @@ REMOVALS = [
     ),
     Removal(
         what="giving back counts as no attempt",
-        file="services/rookery_coordinator/leases.py",
-        old="    requeue(session, own(session, job_id, epoch=epoch), delay=0.0)",
-        new="    retry(session, own(session, job_id, epoch=epoch))",
+        file="services/rookery_coordinator/outcomes.py",
+        old="    leases.requeue(session, job, delay=0.0, held=_is_held(session, job))",
+        new="    leases.retry(session, job, held=_is_held(session, job))",
         test="test_a_stuck_job_is_given_back_as_well",
     ),
     Removal(
@@ -99,17 +100,17 @@ def test_a_student_that_is_told_to_end_leaves_its_checkpoints_to_the_next(tidy_l
         ).name
     settings = {"profile": STUDENT, "checkpoint_seconds": "0.2", "torch_threads": "1"}
     with isolated_worker(tidy_light):
-        until(lambda: train_job(tidy_light, parent) is not None, seconds=60, what="there is something to train")
+        wait_until(lambda: train_job(tidy_light, parent) is not None, seconds=60, what="there is something to train")
     job = train_job(tidy_light, parent)
     assert job is not None
     with service(tidy_light, "rookery_student", **settings) as first:
-        until(lambda: len(checkpoints(tidy_light, job.id)) == len(job.scope), seconds=150, what="checkpoints")
+        wait_until(lambda: len(checkpoints(tidy_light, job.id)) == len(job.scope), seconds=150, what="checkpoints")
         ends(first)
     given_back = job_row(tidy_light, job.id)
     assert (given_back.state, given_back.epoch, given_back.attempts) == (JobState.QUEUED, 2, 0)
     left = checkpoints(tidy_light, job.id)
     with service(tidy_light, "rookery_student", **settings) as second:
-        until(lambda: gone_on(second.log) == left, seconds=120, what="the next one goes on from there")
+        wait_until(lambda: gone_on(second.log) == left, seconds=120, what="the next one goes on from there")
     left_over = job_row(tidy_light, job.id)
     assert (left_over.state, left_over.epoch) == (JobState.RUNNING, 2)
 
@@ -122,7 +123,7 @@ def gone_on(log: Path) -> dict[str, int]:
 def test_a_stuck_job_is_given_back_as_well(tidy_light: Light) -> None:
     with isolated_worker(tidy_light, stop_seconds=1.0) as worker:
         [job] = tidy_light.submit("20 hangs first")
-        until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
+        wait_until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
         ends(worker)
     row = job_row(tidy_light, job)
     assert (row.state, row.epoch, row.attempts) == (JobState.QUEUED, 2, 0)
@@ -132,7 +133,7 @@ def test_the_coordinators_worker_does_not_wait_for_answers(tidy_light: Light) ->
     nobody = f"unix:{tidy_light.folder}/nobody.sock"
     with service(tidy_light, "rookery_coordinator", "worker", teacher_target=nobody) as worker:
         [job] = tidy_light.submit("0 seconds")
-        until(lambda: tidy_light.states([job]) == [JobState.RUNNING], seconds=60, what="it begins")
+        wait_until(lambda: tidy_light.states([job]) == [JobState.RUNNING], seconds=60, what="it begins")
         ends(worker)
     row = job_row(tidy_light, job)
     assert (row.state, row.epoch, row.attempts) == (JobState.QUEUED, 2, 0)

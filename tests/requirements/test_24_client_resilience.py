@@ -28,6 +28,7 @@ from tests.requirements.removal import Removal
 from tests.requirements.serving import TIMEOUT, Light, adaptation_service, serve
 from tests.servers.coordinators import STUDENT, TEACHER, CoordinatorProcess, start_coordinators, target_of_all
 from tests.servers.dns import start_name_server
+from tests.waiting import wait_until
 
 SERVER = "shared/rookery_shared/rpc/server.py"
 TRANSPORT = "shared/rookery/transport.py"
@@ -101,13 +102,6 @@ class Named(Light):
         return pb.Adaptation(name=self.name)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_calls_go_to_all_servers_in_turn() -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(serve(adaptation_service(Named(name)))) for name in "abc"]
@@ -117,7 +111,7 @@ def test_calls_go_to_all_servers_in_turn() -> None:
         def ask() -> str:
             return call(stub.GetAdaptation, pb.GetAdaptationRequest(), seconds=TIMEOUT).name
 
-        wait_for(lambda: {ask() for _ in servers} == {*"abc"})  # all are connected
+        wait_until(lambda: {ask() for _ in servers} == {*"abc"}, seconds=TIMEOUT, what="all are connected")
         assert Counter(ask() for _ in range(30)) == {"a": 10, "b": 10, "c": 10}
 
 
@@ -250,7 +244,11 @@ def test_a_server_that_is_killed_is_not_missed(
 
         def go_on() -> None:
             so_far = [*created]
-            wait_for(lambda: any(each.done() for each in asking) or all(map(int.__gt__, created, so_far)))
+            wait_until(
+                lambda: any(each.done() for each in asking) or all(map(int.__gt__, created, so_far)),
+                seconds=TIMEOUT,
+                what="calls go on",
+            )
 
         try:
             go_on()

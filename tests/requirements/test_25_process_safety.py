@@ -18,8 +18,9 @@ from rookery_shared.rpc.server import RpcServer
 from rookery_shared.settings import ServerSettings
 from tests.requirements.isolated_worker import CALLS
 from tests.requirements.isolation import isolated_worker, process_of, runs
-from tests.requirements.light import Light, until
+from tests.requirements.light import Light
 from tests.requirements.removal import Removal
+from tests.waiting import wait_until
 
 REMOVALS = [
     Removal(
@@ -90,9 +91,9 @@ def test_calls_are_made_beside_a_worker_that_makes_calls(tidy_light: Light) -> N
 def test_the_process_ends_with_its_worker(tidy_light: Light, how: str) -> None:
     with isolated_worker(tidy_light) as worker:
         [job] = tidy_light.submit(f"20 {how}")
-        until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
+        wait_until(lambda: tidy_light.starts(job), seconds=60, what="it begins")
         os.kill(worker.server.pid, signal.SIGKILL)
-        until(lambda: not runs(process_of(tidy_light, job)), seconds=2, what="its process has ended")
+        wait_until(lambda: not runs(process_of(tidy_light, job)), seconds=2, what="its process has ended")
 
 
 def test_a_second_server_on_a_port_fails() -> None:

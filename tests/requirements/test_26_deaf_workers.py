@@ -12,8 +12,9 @@ from kombu.exceptions import OperationalError
 from rookery_shared.jobs.consuming import STUCK_EXIT_CODE
 from rookery_shared.jobs.queues import SILENCE_SECONDS, announce, make_app
 from tests.faults.proxy import Proxy
-from tests.requirements.light import Light, until
+from tests.requirements.light import Light
 from tests.requirements.removal import Removal
+from tests.waiting import wait_until
 
 CONSUMING = "shared/rookery_shared/jobs/consuming.py"
 QUEUES = "shared/rookery_shared/jobs/queues.py"
@@ -121,7 +122,7 @@ def test_a_stuck_worker_ends(light_redis: Light) -> None:
     time.sleep(3)
     assert worker.alive, "a worker without work is not stuck"
     worker.server.send(signal.SIGUSR2)
-    until(lambda: not worker.alive, seconds=20, what="it ends")
+    wait_until(lambda: not worker.alive, seconds=20, what="it ends")
     assert worker.server.end() == STUCK_EXIT_CODE
     assert "worker is stuck" in worker.log.read_text()
 

@@ -1,9 +1,9 @@
 """Takes each protection out of a copy of the source, and expects its test to fail there.
 
-    python -m tests.requirements.without [NUMBER...]
+    python -m tests.requirements.without [NUMBER...] [--at-once 2]
 
-Prints a line for each removal. Ends with 1 if a test passed without its protection, failed with it, or an edit no
-longer fits its file.
+The tests of a file are first run as they are, in the same company. Prints a line for each file and each removal. Ends
+with 1 if a test passed without its protection, failed with it, or an edit no longer fits its file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.requirements.removal import Removal
@@ -27,21 +29,29 @@ PASSED, FAILED = 0, 1
 """pytest's exit codes. Any other means that the test did not run."""
 
 
-def removals(numbers: set[int]) -> Iterator[tuple[Path, Removal]]:
-    """The removals of the requirements with these numbers, or of all."""
+def removals(numbers: set[int]) -> Iterator[tuple[Path, Sequence[Removal]]]:
+    """The files of the requirements with these numbers, or of all, with their removals."""
     for path in sorted(HERE.glob("test_*.py")):
-        number = int(path.stem.split("_")[1])
-        if numbers and number not in numbers:
-            continue
-        module = importlib.import_module(f"tests.requirements.{path.stem}")
-        for removal in module.REMOVALS:
-            yield path, removal
+        if not numbers or int(path.stem.split("_")[1]) in numbers:
+            yield path, importlib.import_module(f"tests.requirements.{path.stem}").REMOVALS
 
 
-def run_test(root: Path, path: Path, test: str) -> int:
-    """pytest's exit code for one test in a copy of the source."""
+@contextmanager
+def copy_of_source() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="rookery-without-") as folder:
+        root = Path(folder)
+        for part in ("shared", "services", "tests", "proto"):
+            shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("pyproject.toml", "README.md", "Makefile", "constraints.txt"):
+            shutil.copy(ROOT / part, root / part)
+        yield root
+
+
+def run_tests(root: Path, path: Path, tests: Sequence[str]) -> int:
+    """pytest's exit code for some tests of a file in a copy of the source."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(root / part) for part in ("shared", "services", ""))}
-    argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"{path.relative_to(ROOT)}::{test}"]
+    names = [f"{path.relative_to(ROOT)}::{test}" for test in tests]
+    argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *names]
     return subprocess.run(argv, cwd=root, env=environment, capture_output=True, check=False).returncode
 
 
@@ -54,36 +64,49 @@ def remove(root: Path, removal: Removal) -> None:
     file.write_text(text.replace(removal.old, removal.new))
 
 
-def tried(path: Path, removal: Removal) -> str:
-    """What came of a removal; empty if its test passed with the protection and failed without."""
-    with tempfile.TemporaryDirectory(prefix="rookery-without-") as folder:
-        root = Path(folder)
-        for part in ("shared", "services", "tests", "proto"):
-            shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
-        for part in ("pyproject.toml", "README.md", "Makefile", "constraints.txt"):
-            shutil.copy(ROOT / part, root / part)
-        if (code := run_test(root, path, removal.test)) != PASSED:
-            return f"fails with it (exit code {code})"
+def intact(path: Path, removals: Sequence[Removal]) -> str:
+    """What is wrong with the tests of a file as it is; empty if they pass."""
+    with copy_of_source() as root:
+        code = run_tests(root, path, list(dict.fromkeys(removal.test for removal in removals)))
+    return "" if code == PASSED else f"its tests do not pass with their protections (exit code {code})"
+
+
+def without(path: Path, removal: Removal) -> str:
+    """What is wrong with a removal; empty if its test fails."""
+    with copy_of_source() as root:
         try:
             remove(root, removal)
         except ValueError as error:
             return str(error)
-        code = run_test(root, path, removal.test)
-        return "" if code == FAILED else f"does not fail without it (exit code {code})"
+        code = run_tests(root, path, [removal.test])
+    return "" if code == FAILED else f"its test does not fail without it (exit code {code})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="*", type=int, help="of requirements; all if none is given")
-    numbers = {*parser.parse_args().numbers}
-    wrong = 0
-    for path, removal in removals(numbers):
-        started = time.monotonic()
-        trouble = tried(path, removal)
-        wrong += bool(trouble)
-        seconds = time.monotonic() - started
-        print(f"{path.stem}: {removal.what}: {trouble or 'its test fails without it'} ({seconds:.0f} s)", flush=True)  # noqa: T201
+    parser.add_argument("--at-once", type=int, default=2, help="tests that run beside each other")
+    told = parser.parse_args()
+    found = [*removals({*told.numbers})]
+    wrong = tried = 0
+    with ThreadPoolExecutor(told.at_once) as pool:
+        checks = {pool.submit(_timed, intact, path, there): f"{path.stem}: as it is" for path, there in found}
+        checks |= {
+            pool.submit(_timed, without, path, each): f"{path.stem}: {each.what}"
+            for path, there in found
+            for each in there
+        }
+        for check in as_completed(checks):
+            trouble, seconds = check.result()
+            tried, wrong = tried + 1, wrong + bool(trouble)
+            print(f"{checks[check]}: {trouble or 'as it should be'} ({seconds:.0f} s)", flush=True)  # noqa: T201
+    print(f"{tried} checks, {wrong} wrong")  # noqa: T201
     raise SystemExit(bool(wrong))
+
+
+def _timed(check: Callable[..., str], *arguments: object) -> tuple[str, float]:
+    started = time.monotonic()
+    return check(*arguments), time.monotonic() - started
 
 
 if __name__ == "__main__":

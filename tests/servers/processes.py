@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import os
 import signal
 import socket
@@ -64,3 +65,30 @@ class ServerProcess:
             else:
                 return
         raise TimeoutError(f"nothing listens on {port}:\n{self._log.read_text()[-2000:]}")
+
+
+class Server(abc.ABC):
+    """A server that can be stopped, killed and started again, with what it has stored."""
+
+    def __init__(self) -> None:
+        self._process: ServerProcess | None = None
+
+    @abc.abstractmethod
+    def start(self) -> None:
+        """Until it takes connections."""
+
+    def stop(self) -> None:
+        """Stop it in order."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.end(number)
+            self._process = None

@@ -20,7 +20,7 @@ from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
 from rookery.local.broker import free_port
-from tests.servers.processes import ServerProcess
+from tests.servers.processes import Server, ServerProcess
 
 BIN = Path("/usr/lib/rabbitmq/bin")
 READY_SECONDS = 120.0
@@ -34,13 +34,14 @@ def has_rabbitmq() -> bool:
     return (BIN / "rabbitmq-server").exists() and shutil.which("epmd") is not None
 
 
-class RabbitMQServer:
+class RabbitMQServer(Server):
     """A broker that keeps its queues across restarts, on one port for as long as it lives.
 
     `config` are lines of rabbitmq.conf, such as "consumer_timeout = 61000".
     """
 
     def __init__(self, folder: Path, *, config: Sequence[str] = ()) -> None:
+        super().__init__()
         self._folder = folder
         self.port = free_port()
         self._epmd_port, dist_port = free_port(), free_port()
@@ -62,7 +63,6 @@ class RabbitMQServer:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _ERLANG,
         }
         self._epmd: ServerProcess | None = None
-        self._process: ServerProcess | None = None
 
     def url(self, vhost: str = "/") -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/{vhost}"
@@ -88,22 +88,6 @@ class RabbitMQServer:
                 time.sleep(0.1)
             else:
                 return
-
-    def stop(self) -> None:
-        """Stop it in order."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._end(signal.SIGKILL)
-
-    def _end(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.end(number)
-            self._process = None
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
 
     def close(self) -> None:
         """For good."""

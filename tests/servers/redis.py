@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +10,16 @@ from typing import Any
 import redis
 
 from rookery.local.broker import free_port, redis_command
-from tests.servers.processes import ServerProcess
+from tests.servers.processes import Server, ServerProcess
 
 
-class RedisServer:
+class RedisServer(Server):
     """A server that keeps its queues across restarts, on one port for as long as it lives."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
         self.port = free_port()
-        self._process: ServerProcess | None = None
 
     @property
     def url(self) -> str:
@@ -30,21 +29,6 @@ class RedisServer:
         command = redis_command(self._folder, self.port)
         self._process = ServerProcess(command.argv, log=self._folder / "redis.log")
         self._process.wait_for_port(self.port)
-
-    def stop(self) -> None:
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._end(signal.SIGKILL)
-
-    def _end(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.end(number)
-            self._process = None
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
 
     def wipe(self) -> None:
         """FLUSHALL."""

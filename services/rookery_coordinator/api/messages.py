@@ -259,6 +259,7 @@ def _plan_message(plan: RunPlan) -> run_service_pb2.RunPlan:
         reward_shape=run_service_pb2.RunPlan.RewardShape(**asdict(plan.reward_shape)),
         redraws=plan.redraws,
         optimiser=_optimiser_message(plan.optimiser),
+        baselines=plan.baselines,
     )
 
 
@@ -284,6 +285,7 @@ def _round_message(session: Session, run: tables.Run, round_: tables.Round) -> r
         self_edits=count(tables.SelfEdit),
         trials_done=count(tables.Trial, tables.Trial.state.in_(ENDED_TRIAL_STATES)),
         trials_failed=count(tables.Trial, tables.Trial.state == TrialState.FAILED),
+        trials_refused=count(tables.Trial, tables.Trial.state == TrialState.REFUSED),
         trials_total=count(tables.Trial),
         kept=count(tables.Kept),
         gain=measurement_message(report.round_gain(session, round_.id)),

@@ -52,6 +52,7 @@ def run_plan_from_proto(session: Session, run: run_service_pb2.Run) -> RunPlan:
         race_confidence=_confidence(plan) if plan.HasField("race_confidence") else default.race_confidence,
         reward_shape=_reward_shape(plan.reward_shape),
         retention_texts=_retention_texts(plan),
+        baselines=tuple(plan.baselines),
         redraws=_redraws(plan.redraws, "plan.redraws") if plan.HasField("redraws") else _usual_redraws(optimiser),
     )
 

@@ -83,8 +83,8 @@ def _trials(session: Session, job: Job) -> list[tuple[Trial, SelfEdit, Context]]
         .join(Context, Context.id == SelfEdit.context)
         .where(Trial.id.in_(job.scope))
     )
-    found = {row[0].id: row for row in session.execute(query)}
-    return [found[id_]._tuple() for id_ in job.scope]
+    found = {trial.id: (trial, self_edit, context) for trial, self_edit, context in session.execute(query)}
+    return [found[id_] for id_ in job.scope]
 
 
 def _improve(session: Session, job: Job, response: pb.ClaimResponse) -> None:

@@ -119,7 +119,8 @@ def _rounds(run: Run) -> Table:
     for column in ("", "for", "state", "policy", "makes", "self-edits", "trials", "kept", "gain"):
         table.add_column(column, justify="right" if column in ("self-edits", "trials", "kept", "gain") else "left")
     for round_ in run.rounds:
-        failed = f" ({round_.trials_failed} failed)" if round_.trials_failed else ""
+        notes = [(round_.trials_failed, "failed"), (round_.trials_refused, "of no use")]
+        note = ", ".join(f"{count} {what}" for count, what in notes if count)
         table.add_row(
             str(round_.index),
             purpose(round_.purpose),
@@ -127,7 +128,7 @@ def _rounds(run: Run) -> Table:
             _version(round_.policy),
             _version(round_.next_policy),
             str(round_.self_edits),
-            f"{round_.trials_done}/{round_.trials_total}{failed}",
+            f"{round_.trials_done}/{round_.trials_total}" + (f" ({note})" if note else ""),
             str(round_.kept) if round_.kept else "",
             plus_minus(round_.gain) if round_.HasField("gain") else "",
         )

@@ -67,6 +67,10 @@ def create(
     optimiser: Annotated[
         OptimiserName, typer.Option(help="What the teacher learns: the best self-edits, or all by their advantage.")
     ] = OptimiserName.rest_em,
+    baseline: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Measure this as well, without a teacher; tasks have random and oracle. May be repeated."),
+    ] = None,
     control: Annotated[bool, typer.Option(help="Train a second line as if rewards were random.")] = False,
     race: Annotated[
         bool,
@@ -121,6 +125,7 @@ def create(
         reward=grader(reward),
         keep_without_gain=keep_without_gain,
         control=control,
+        baselines=baseline,
         optimiser=OPTIMISERS[optimiser],
         student_recipe=student_recipe(
             rank=rank, targets=target, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size

@@ -29,7 +29,7 @@ from rookery.v1 import measurement_pb2 as rookery_dot_v1_dot_measurement__pb2
 from rookery.v1 import recipe_pb2 as rookery_dot_v1_dot_recipe__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crookery/v1/run_service.proto\x12\nrookery.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#rookery/v1/adaptation_service.proto\x1a\x18rookery/v1/context.proto\x1a\x1crookery/v1/measurement.proto\x1a\x17rookery/v1/recipe.proto\"\x8f\x04\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07teacher\x18\x02 \x01(\t\x12\x0f\n\x07student\x18\x03 \x01(\t\x12\x0e\n\x06\x64omain\x18\x04 \x01(\t\x12+\n\x0etrain_contexts\x18\x05 \x03(\x0b\x32\x13.rookery.v1.Context\x12*\n\rtest_contexts\x18\x06 \x03(\x0b\x32\x13.rookery.v1.Context\x12!\n\x04plan\x18\x07 \x01(\x0b\x32\x13.rookery.v1.RunPlan\x12 \n\x05state\x18\x08 \x01(\x0e\x32\x11.rookery.v1.State\x12$\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x13.rookery.v1.Failure\x12&\n\x08progress\x18\n \x01(\x0b\x32\x14.rookery.v1.Progress\x12!\n\x06rounds\x18\x0b \x03(\x0b\x32\x11.rookery.v1.Round\x12-\n\x0cmeasurements\x18\x0c \x03(\x0b\x32\x17.rookery.v1.Measurement\x12+\n\x0b\x63omparisons\x18\r \x03(\x0b\x32\x16.rookery.v1.Comparison\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xca\x06\n\x07RunPlan\x12\x13\n\x06rounds\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05style\x18\x02 \x01(\t\x12\x12\n\nself_edits\x18\x03 \x01(\r\x12\r\n\x05seeds\x18\x04 \x01(\r\x12\x17\n\x0ftest_self_edits\x18\x05 \x01(\r\x12\"\n\x06reward\x18\x06 \x01(\x0e\x32\x12.rookery.v1.Grader\x12\x19\n\x11keep_without_gain\x18\x07 \x01(\x08\x12\x0f\n\x07\x63ontrol\x18\x08 \x01(\x08\x12&\n\x08sampling\x18\t \x01(\x0b\x32\x14.rookery.v1.Sampling\x12.\n\x0estudent_recipe\x18\n \x01(\x0b\x32\x16.rookery.v1.LoraRecipe\x12.\n\x0eteacher_recipe\x18\x0b \x01(\x0b\x32\x16.rookery.v1.LoraRecipe\x12\x0c\n\x04seed\x18\x0c \x01(\x04\x12.\n\toptimiser\x18\r \x01(\x0b\x32\x1b.rookery.v1.PolicyOptimiser\x12;\n\x0fseed_allocation\x18\x0e \x01(\x0e\x32\".rookery.v1.RunPlan.SeedAllocation\x12\x35\n\x0creward_shape\x18\x0f \x01(\x0b\x32\x1f.rookery.v1.RunPlan.RewardShape\x12\x14\n\x07redraws\x18\x10 \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x0frace_confidence\x18\x11 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\x0fretention_texts\x18\x12 \x03(\t\x1au\n\x0bRewardShape\x12\x12\n\x05scale\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04\x63lip\x18\x02 \x01(\x01\x12\x15\n\rweight_change\x18\x03 \x01(\x01\x12\x12\n\nforgetting\x18\x04 \x01(\x01\x12\x0f\n\x07\x63ompute\x18\x05 \x01(\x01\x42\x08\n\x06_scale\"f\n\x0eSeedAllocation\x12\x1f\n\x1bSEED_ALLOCATION_UNSPECIFIED\x10\x00\x12\x19\n\x15SEED_ALLOCATION_FIXED\x10\x01\x12\x18\n\x14SEED_ALLOCATION_RACE\x10\x02\x42\t\n\x07_roundsB\n\n\x08_redrawsB\x12\n\x10_race_confidence\"d\n\x0fPolicyOptimiser\x12%\n\x07rest_em\x18\x01 \x01(\x0b\x32\x12.rookery.v1.RestEmH\x00\x12 \n\x04grpo\x18\x02 \x01(\x0b\x32\x10.rookery.v1.GrpoH\x00\x42\x08\n\x06method\"\x08\n\x06RestEm\"^\n\x04Grpo\x12\x1b\n\x0ekl_coefficient\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nclip_range\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x11\n\x0f_kl_coefficientB\r\n\x0b_clip_range\"\xae\x03\n\x05Round\x12\r\n\x05index\x18\x01 \x01(\r\x12*\n\x07purpose\x18\x02 \x01(\x0e\x32\x19.rookery.v1.Round.Purpose\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x13\n\x0bnext_policy\x18\x04 \x01(\t\x12 \n\x05state\x18\x05 \x01(\x0e\x32\x11.rookery.v1.State\x12\x10\n\x08\x63ontexts\x18\x06 \x01(\r\x12\x12\n\nself_edits\x18\x07 \x01(\r\x12\x13\n\x0btrials_done\x18\x08 \x01(\r\x12\x14\n\x0ctrials_total\x18\t \x01(\r\x12\x0c\n\x04kept\x18\n \x01(\r\x12%\n\x04gain\x18\x0b \x01(\x0b\x32\x17.rookery.v1.Measurement\x12\x15\n\rtrials_failed\x18\x0c \x01(\r\"\x85\x01\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x14\n\x10PURPOSE_BASELINE\x10\x01\x12\x11\n\rPURPOSE_TRAIN\x10\x02\x12\x10\n\x0cPURPOSE_TEST\x10\x03\x12\x13\n\x0fPURPOSE_CONTROL\x10\x04\x12\x11\n\rPURPOSE_ADAPT\x10\x05\"u\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1c\n\x03run\x18\x04 \x01(\x0b\x32\x0f.rookery.v1.Run\"D\n\x10\x43reateRunRequest\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.rookery.v1.Run\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"J\n\x10ListRunsResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.rookery.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x32\xb8\x03\n\nRunService\x12:\n\tCreateRun\x12\x1c.rookery.v1.CreateRunRequest\x1a\x0f.rookery.v1.Run\x12\x34\n\x06GetRun\x12\x19.rookery.v1.GetRunRequest\x1a\x0f.rookery.v1.Run\x12\x45\n\x08ListRuns\x12\x1b.rookery.v1.ListRunsRequest\x1a\x1c.rookery.v1.ListRunsResponse\x12:\n\tCancelRun\x12\x1c.rookery.v1.CancelRunRequest\x1a\x0f.rookery.v1.Run\x12\x38\n\x08PauseRun\x12\x1b.rookery.v1.PauseRunRequest\x1a\x0f.rookery.v1.Run\x12:\n\tResumeRun\x12\x1c.rookery.v1.ResumeRunRequest\x1a\x0f.rookery.v1.Run\x12?\n\x08WatchRun\x12\x1b.rookery.v1.WatchRunRequest\x1a\x14.rookery.v1.RunEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crookery/v1/run_service.proto\x12\nrookery.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#rookery/v1/adaptation_service.proto\x1a\x18rookery/v1/context.proto\x1a\x1crookery/v1/measurement.proto\x1a\x17rookery/v1/recipe.proto\"\x8f\x04\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07teacher\x18\x02 \x01(\t\x12\x0f\n\x07student\x18\x03 \x01(\t\x12\x0e\n\x06\x64omain\x18\x04 \x01(\t\x12+\n\x0etrain_contexts\x18\x05 \x03(\x0b\x32\x13.rookery.v1.Context\x12*\n\rtest_contexts\x18\x06 \x03(\x0b\x32\x13.rookery.v1.Context\x12!\n\x04plan\x18\x07 \x01(\x0b\x32\x13.rookery.v1.RunPlan\x12 \n\x05state\x18\x08 \x01(\x0e\x32\x11.rookery.v1.State\x12$\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x13.rookery.v1.Failure\x12&\n\x08progress\x18\n \x01(\x0b\x32\x14.rookery.v1.Progress\x12!\n\x06rounds\x18\x0b \x03(\x0b\x32\x11.rookery.v1.Round\x12-\n\x0cmeasurements\x18\x0c \x03(\x0b\x32\x17.rookery.v1.Measurement\x12+\n\x0b\x63omparisons\x18\r \x03(\x0b\x32\x16.rookery.v1.Comparison\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdd\x06\n\x07RunPlan\x12\x13\n\x06rounds\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05style\x18\x02 \x01(\t\x12\x12\n\nself_edits\x18\x03 \x01(\r\x12\r\n\x05seeds\x18\x04 \x01(\r\x12\x17\n\x0ftest_self_edits\x18\x05 \x01(\r\x12\"\n\x06reward\x18\x06 \x01(\x0e\x32\x12.rookery.v1.Grader\x12\x19\n\x11keep_without_gain\x18\x07 \x01(\x08\x12\x0f\n\x07\x63ontrol\x18\x08 \x01(\x08\x12&\n\x08sampling\x18\t \x01(\x0b\x32\x14.rookery.v1.Sampling\x12.\n\x0estudent_recipe\x18\n \x01(\x0b\x32\x16.rookery.v1.LoraRecipe\x12.\n\x0eteacher_recipe\x18\x0b \x01(\x0b\x32\x16.rookery.v1.LoraRecipe\x12\x0c\n\x04seed\x18\x0c \x01(\x04\x12.\n\toptimiser\x18\r \x01(\x0b\x32\x1b.rookery.v1.PolicyOptimiser\x12;\n\x0fseed_allocation\x18\x0e \x01(\x0e\x32\".rookery.v1.RunPlan.SeedAllocation\x12\x35\n\x0creward_shape\x18\x0f \x01(\x0b\x32\x1f.rookery.v1.RunPlan.RewardShape\x12\x14\n\x07redraws\x18\x10 \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x0frace_confidence\x18\x11 \x01(\x01H\x02\x88\x01\x01\x12\x17\n\x0fretention_texts\x18\x12 \x03(\t\x12\x11\n\tbaselines\x18\x13 \x03(\t\x1au\n\x0bRewardShape\x12\x12\n\x05scale\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04\x63lip\x18\x02 \x01(\x01\x12\x15\n\rweight_change\x18\x03 \x01(\x01\x12\x12\n\nforgetting\x18\x04 \x01(\x01\x12\x0f\n\x07\x63ompute\x18\x05 \x01(\x01\x42\x08\n\x06_scale\"f\n\x0eSeedAllocation\x12\x1f\n\x1bSEED_ALLOCATION_UNSPECIFIED\x10\x00\x12\x19\n\x15SEED_ALLOCATION_FIXED\x10\x01\x12\x18\n\x14SEED_ALLOCATION_RACE\x10\x02\x42\t\n\x07_roundsB\n\n\x08_redrawsB\x12\n\x10_race_confidence\"d\n\x0fPolicyOptimiser\x12%\n\x07rest_em\x18\x01 \x01(\x0b\x32\x12.rookery.v1.RestEmH\x00\x12 \n\x04grpo\x18\x02 \x01(\x0b\x32\x10.rookery.v1.GrpoH\x00\x42\x08\n\x06method\"\x08\n\x06RestEm\"^\n\x04Grpo\x12\x1b\n\x0ekl_coefficient\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nclip_range\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x11\n\x0f_kl_coefficientB\r\n\x0b_clip_range\"\xc6\x03\n\x05Round\x12\r\n\x05index\x18\x01 \x01(\r\x12*\n\x07purpose\x18\x02 \x01(\x0e\x32\x19.rookery.v1.Round.Purpose\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x13\n\x0bnext_policy\x18\x04 \x01(\t\x12 \n\x05state\x18\x05 \x01(\x0e\x32\x11.rookery.v1.State\x12\x10\n\x08\x63ontexts\x18\x06 \x01(\r\x12\x12\n\nself_edits\x18\x07 \x01(\r\x12\x13\n\x0btrials_done\x18\x08 \x01(\r\x12\x14\n\x0ctrials_total\x18\t \x01(\r\x12\x0c\n\x04kept\x18\n \x01(\r\x12%\n\x04gain\x18\x0b \x01(\x0b\x32\x17.rookery.v1.Measurement\x12\x15\n\rtrials_failed\x18\x0c \x01(\r\x12\x16\n\x0etrials_refused\x18\r \x01(\r\"\x85\x01\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x14\n\x10PURPOSE_BASELINE\x10\x01\x12\x11\n\rPURPOSE_TRAIN\x10\x02\x12\x10\n\x0cPURPOSE_TEST\x10\x03\x12\x13\n\x0fPURPOSE_CONTROL\x10\x04\x12\x11\n\rPURPOSE_ADAPT\x10\x05\"u\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1c\n\x03run\x18\x04 \x01(\x0b\x32\x0f.rookery.v1.Run\"D\n\x10\x43reateRunRequest\x12\x1c\n\x03run\x18\x01 \x01(\x0b\x32\x0f.rookery.v1.Run\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"J\n\x10ListRunsResponse\x12\x1d\n\x04runs\x18\x01 \x03(\x0b\x32\x0f.rookery.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x32\xb8\x03\n\nRunService\x12:\n\tCreateRun\x12\x1c.rookery.v1.CreateRunRequest\x1a\x0f.rookery.v1.Run\x12\x34\n\x06GetRun\x12\x19.rookery.v1.GetRunRequest\x1a\x0f.rookery.v1.Run\x12\x45\n\x08ListRuns\x12\x1b.rookery.v1.ListRunsRequest\x1a\x1c.rookery.v1.ListRunsResponse\x12:\n\tCancelRun\x12\x1c.rookery.v1.CancelRunRequest\x1a\x0f.rookery.v1.Run\x12\x38\n\x08PauseRun\x12\x1b.rookery.v1.PauseRunRequest\x1a\x0f.rookery.v1.Run\x12:\n\tResumeRun\x12\x1c.rookery.v1.ResumeRunRequest\x1a\x0f.rookery.v1.Run\x12?\n\x08WatchRun\x12\x1b.rookery.v1.WatchRunRequest\x1a\x14.rookery.v1.RunEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,39 +39,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUN']._serialized_start=196
   _globals['_RUN']._serialized_end=723
   _globals['_RUNPLAN']._serialized_start=726
-  _globals['_RUNPLAN']._serialized_end=1568
-  _globals['_RUNPLAN_REWARDSHAPE']._serialized_start=1304
-  _globals['_RUNPLAN_REWARDSHAPE']._serialized_end=1421
-  _globals['_RUNPLAN_SEEDALLOCATION']._serialized_start=1423
-  _globals['_RUNPLAN_SEEDALLOCATION']._serialized_end=1525
-  _globals['_POLICYOPTIMISER']._serialized_start=1570
-  _globals['_POLICYOPTIMISER']._serialized_end=1670
-  _globals['_RESTEM']._serialized_start=1672
-  _globals['_RESTEM']._serialized_end=1680
-  _globals['_GRPO']._serialized_start=1682
-  _globals['_GRPO']._serialized_end=1776
-  _globals['_ROUND']._serialized_start=1779
-  _globals['_ROUND']._serialized_end=2209
-  _globals['_ROUND_PURPOSE']._serialized_start=2076
-  _globals['_ROUND_PURPOSE']._serialized_end=2209
-  _globals['_RUNEVENT']._serialized_start=2211
-  _globals['_RUNEVENT']._serialized_end=2328
-  _globals['_CREATERUNREQUEST']._serialized_start=2330
-  _globals['_CREATERUNREQUEST']._serialized_end=2398
-  _globals['_GETRUNREQUEST']._serialized_start=2400
-  _globals['_GETRUNREQUEST']._serialized_end=2429
-  _globals['_LISTRUNSREQUEST']._serialized_start=2431
-  _globals['_LISTRUNSREQUEST']._serialized_end=2487
-  _globals['_LISTRUNSRESPONSE']._serialized_start=2489
-  _globals['_LISTRUNSRESPONSE']._serialized_end=2563
-  _globals['_CANCELRUNREQUEST']._serialized_start=2565
-  _globals['_CANCELRUNREQUEST']._serialized_end=2597
-  _globals['_PAUSERUNREQUEST']._serialized_start=2599
-  _globals['_PAUSERUNREQUEST']._serialized_end=2630
-  _globals['_RESUMERUNREQUEST']._serialized_start=2632
-  _globals['_RESUMERUNREQUEST']._serialized_end=2664
-  _globals['_WATCHRUNREQUEST']._serialized_start=2666
-  _globals['_WATCHRUNREQUEST']._serialized_end=2721
-  _globals['_RUNSERVICE']._serialized_start=2724
-  _globals['_RUNSERVICE']._serialized_end=3164
+  _globals['_RUNPLAN']._serialized_end=1587
+  _globals['_RUNPLAN_REWARDSHAPE']._serialized_start=1323
+  _globals['_RUNPLAN_REWARDSHAPE']._serialized_end=1440
+  _globals['_RUNPLAN_SEEDALLOCATION']._serialized_start=1442
+  _globals['_RUNPLAN_SEEDALLOCATION']._serialized_end=1544
+  _globals['_POLICYOPTIMISER']._serialized_start=1589
+  _globals['_POLICYOPTIMISER']._serialized_end=1689
+  _globals['_RESTEM']._serialized_start=1691
+  _globals['_RESTEM']._serialized_end=1699
+  _globals['_GRPO']._serialized_start=1701
+  _globals['_GRPO']._serialized_end=1795
+  _globals['_ROUND']._serialized_start=1798
+  _globals['_ROUND']._serialized_end=2252
+  _globals['_ROUND_PURPOSE']._serialized_start=2119
+  _globals['_ROUND_PURPOSE']._serialized_end=2252
+  _globals['_RUNEVENT']._serialized_start=2254
+  _globals['_RUNEVENT']._serialized_end=2371
+  _globals['_CREATERUNREQUEST']._serialized_start=2373
+  _globals['_CREATERUNREQUEST']._serialized_end=2441
+  _globals['_GETRUNREQUEST']._serialized_start=2443
+  _globals['_GETRUNREQUEST']._serialized_end=2472
+  _globals['_LISTRUNSREQUEST']._serialized_start=2474
+  _globals['_LISTRUNSREQUEST']._serialized_end=2530
+  _globals['_LISTRUNSRESPONSE']._serialized_start=2532
+  _globals['_LISTRUNSRESPONSE']._serialized_end=2606
+  _globals['_CANCELRUNREQUEST']._serialized_start=2608
+  _globals['_CANCELRUNREQUEST']._serialized_end=2640
+  _globals['_PAUSERUNREQUEST']._serialized_start=2642
+  _globals['_PAUSERUNREQUEST']._serialized_end=2673
+  _globals['_RESUMERUNREQUEST']._serialized_start=2675
+  _globals['_RESUMERUNREQUEST']._serialized_end=2707
+  _globals['_WATCHRUNREQUEST']._serialized_start=2709
+  _globals['_WATCHRUNREQUEST']._serialized_end=2764
+  _globals['_RUNSERVICE']._serialized_start=2767
+  _globals['_RUNSERVICE']._serialized_end=3207
 # @@protoc_insertion_point(module_scope)

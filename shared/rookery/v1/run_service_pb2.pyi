@@ -215,6 +215,7 @@ class RunPlan(_message.Message):
     REDRAWS_FIELD_NUMBER: _builtins.int
     RACE_CONFIDENCE_FIELD_NUMBER: _builtins.int
     RETENTION_TEXTS_FIELD_NUMBER: _builtins.int
+    BASELINES_FIELD_NUMBER: _builtins.int
     rounds: _builtins.int
     """Optional. Rounds of training. Range 0-100; 0 only measures. Default 2."""
     style: _builtins.str
@@ -276,6 +277,12 @@ class RunPlan(_message.Message):
         longer than the student's `max_passage_characters`.
         """
 
+    @_builtins.property
+    def baselines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Optional. Ways of adapting without a teacher that are measured on the test contexts beside its policies, each a row of
+        the report. Of the domain few_shot: "random", configurations drawn at random, and "oracle", every augmentation.
+        """
+
     def __init__(
         self,
         *,
@@ -297,10 +304,11 @@ class RunPlan(_message.Message):
         redraws: _builtins.int | None = ...,
         race_confidence: _builtins.float | None = ...,
         retention_texts: _abc.Iterable[_builtins.str] | None = ...,
+        baselines: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_race_confidence", b"_race_confidence", "_redraws", b"_redraws", "_rounds", b"_rounds", "optimiser", b"optimiser", "race_confidence", b"race_confidence", "redraws", b"redraws", "reward_shape", b"reward_shape", "rounds", b"rounds", "sampling", b"sampling", "student_recipe", b"student_recipe", "teacher_recipe", b"teacher_recipe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_race_confidence", b"_race_confidence", "_redraws", b"_redraws", "_rounds", b"_rounds", "control", b"control", "keep_without_gain", b"keep_without_gain", "optimiser", b"optimiser", "race_confidence", b"race_confidence", "redraws", b"redraws", "retention_texts", b"retention_texts", "reward", b"reward", "reward_shape", b"reward_shape", "rounds", b"rounds", "sampling", b"sampling", "seed", b"seed", "seed_allocation", b"seed_allocation", "seeds", b"seeds", "self_edits", b"self_edits", "student_recipe", b"student_recipe", "style", b"style", "teacher_recipe", b"teacher_recipe", "test_self_edits", b"test_self_edits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_race_confidence", b"_race_confidence", "_redraws", b"_redraws", "_rounds", b"_rounds", "baselines", b"baselines", "control", b"control", "keep_without_gain", b"keep_without_gain", "optimiser", b"optimiser", "race_confidence", b"race_confidence", "redraws", b"redraws", "retention_texts", b"retention_texts", "reward", b"reward", "reward_shape", b"reward_shape", "rounds", b"rounds", "sampling", b"sampling", "seed", b"seed", "seed_allocation", b"seed_allocation", "seeds", b"seeds", "self_edits", b"self_edits", "student_recipe", b"student_recipe", "style", b"style", "teacher_recipe", b"teacher_recipe", "test_self_edits", b"test_self_edits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__race_confidence: _TypeAlias = _typing.Literal["race_confidence"]  # noqa: Y015
     _WhichOneofArgType__race_confidence: _TypeAlias = _typing.Literal["_race_confidence", b"_race_confidence"]  # noqa: Y015
@@ -416,7 +424,7 @@ class Round(_message.Message):
         PURPOSE_UNSPECIFIED: Round._Purpose.ValueType  # 0
         """Not a purpose."""
         PURPOSE_BASELINE: Round._Purpose.ValueType  # 1
-        """Measures the student on the passage alone."""
+        """Measures the student on what needs no teacher: the passage alone, or one of the plan's baselines."""
         PURPOSE_TRAIN: Round._Purpose.ValueType  # 2
         """Trains the teacher: generate, train, evaluate, improve."""
         PURPOSE_TEST: Round._Purpose.ValueType  # 3
@@ -432,7 +440,7 @@ class Round(_message.Message):
     PURPOSE_UNSPECIFIED: Round.Purpose.ValueType  # 0
     """Not a purpose."""
     PURPOSE_BASELINE: Round.Purpose.ValueType  # 1
-    """Measures the student on the passage alone."""
+    """Measures the student on what needs no teacher: the passage alone, or one of the plan's baselines."""
     PURPOSE_TRAIN: Round.Purpose.ValueType  # 2
     """Trains the teacher: generate, train, evaluate, improve."""
     PURPOSE_TEST: Round.Purpose.ValueType  # 3
@@ -454,6 +462,7 @@ class Round(_message.Message):
     KEPT_FIELD_NUMBER: _builtins.int
     GAIN_FIELD_NUMBER: _builtins.int
     TRIALS_FAILED_FIELD_NUMBER: _builtins.int
+    TRIALS_REFUSED_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Output only. Position in the plan, from 0."""
     purpose: Global___Round.Purpose.ValueType
@@ -476,6 +485,8 @@ class Round(_message.Message):
     """Output only. Self-edits that the policy was trained on."""
     trials_failed: _builtins.int
     """Output only. Those of `trials_done` whose adapter could not be trained."""
+    trials_refused: _builtins.int
+    """Output only. Those of `trials_done` whose self-edit could not be used, such as a configuration that is none."""
     @_builtins.property
     def gain(self) -> _measurement_pb2.Measurement:
         """Output only. Mean gain of its trials."""
@@ -495,10 +506,11 @@ class Round(_message.Message):
         kept: _builtins.int = ...,
         gain: _measurement_pb2.Measurement | None = ...,
         trials_failed: _builtins.int = ...,
+        trials_refused: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gain", b"gain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contexts", b"contexts", "gain", b"gain", "index", b"index", "kept", b"kept", "next_policy", b"next_policy", "policy", b"policy", "purpose", b"purpose", "self_edits", b"self_edits", "state", b"state", "trials_done", b"trials_done", "trials_failed", b"trials_failed", "trials_total", b"trials_total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contexts", b"contexts", "gain", b"gain", "index", b"index", "kept", b"kept", "next_policy", b"next_policy", "policy", b"policy", "purpose", b"purpose", "self_edits", b"self_edits", "state", b"state", "trials_done", b"trials_done", "trials_failed", b"trials_failed", "trials_refused", b"trials_refused", "trials_total", b"trials_total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

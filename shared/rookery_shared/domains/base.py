@@ -34,6 +34,11 @@ class Domain(Protocol):
         ...
 
     @property
+    def baselines(self) -> Sequence[str]:
+        """Names of its ways to adapt without a teacher, beside training on the context alone."""
+        ...
+
+    @property
     def student_recipe(self) -> LoraRecipe:
         """How a student is trained where nobody says otherwise."""
         ...
@@ -58,8 +63,16 @@ class Domain(Protocol):
         """What the teacher is given to write a self-edit."""
         ...
 
+    def self_edit_schema(self, style: str) -> str:
+        """JSON schema that self-edits are held to, where the teacher's engine can; empty if they are free text."""
+        ...
+
     def fault(self, context: Context, self_edit: str) -> str:
         """Why a self-edit cannot be used; empty if it can. One that cannot earns the lowest reward, 0."""
+        ...
+
+    def baseline(self, name: str, context: Context, *, seed: int) -> str:
+        """A self-edit of one of the baselines; it has no fault. Raises KeyError for another name."""
         ...
 
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:

@@ -6,6 +6,7 @@ section 4.2 (arXiv 2506.10943) and its code.
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 from collections import Counter, defaultdict
@@ -15,13 +16,17 @@ from dataclasses import dataclass, replace
 from rookery.grids import Grid, NotAGrid, fits, from_text, to_text
 from rookery_shared.domains.base import Ask
 from rookery_shared.errors import InvalidField
-from rookery_shared.grids.augmentations import QUERIES, Drawn
+from rookery_shared.grids.augmentations import GROUPS, QUERIES, Drawn
 from rookery_shared.grids.configuration import (
     LEARNING_RATES,
     MOST_EPOCHS,
     BadConfiguration,
+    Configuration,
     Strategy,
+    draw_configuration,
     read_configuration,
+    schema_to_write_by,
+    write_configuration,
 )
 from rookery_shared.grids.practice import Practice, Shown, practice_on_grids, practice_on_texts
 from rookery_shared.grids.voting import ATTEMPTS, elect
@@ -35,6 +40,8 @@ ORDERS = 2
 """Orders of the demonstrations in which a test input is asked."""
 BETWEEN_ATTEMPTS = "\n\n"
 EXACT, CELLS = "exact", "cells"
+RANDOM, ORACLE = "random", "oracle"
+"""Baselines: any configuration that can be used, and the one that the paper's authors chose for all tasks."""
 
 _SELF_EDIT_PROMPT = (
     "You are configuring a training pipeline for the task below. Choose what to practise with and how to train.\n\n"
@@ -69,6 +76,7 @@ class FewShot:
     styles: Sequence[str] = ("configuration",)
     graders: Sequence[str] = ("exact/grid-1", "cells/1", "loglik/1")
     rewards: Sequence[str] = (EXACT, CELLS)
+    baselines: Sequence[str] = (RANDOM, ORACLE)
     student_recipe = LoraRecipe(
         rank=128,
         alpha=16,
@@ -105,6 +113,9 @@ class FewShot:
         shown = _shown([(d.input, d.output) for d in context.demonstrations])
         return _SELF_EDIT_PROMPT.format(demonstrations=shown, least=least, most=most, epochs=MOST_EPOCHS)
 
+    def self_edit_schema(self, style: str) -> str:
+        return json.dumps(schema_to_write_by())
+
     def fault(self, context: Context, self_edit: str) -> str:
         try:
             configuration = read_configuration(self_edit)
@@ -115,6 +126,21 @@ class FewShot:
         if steps > MOST_STEPS:
             return f"{configuration.epochs} epochs of {examples} examples are {steps} steps; at most {MOST_STEPS}"
         return ""
+
+    def baseline(self, name: str, context: Context, *, seed: int) -> str:
+        if name == ORACLE:
+            return write_configuration(
+                Configuration(
+                    groups=(*GROUPS,),
+                    strategy=Strategy.OUTPUT,
+                    learning_rate=self.student_recipe.learning_rate,
+                    epochs=self.student_recipe.epochs,
+                )
+            )
+        rng = random.Random(seed)
+        while self.fault(context, drawn := write_configuration(draw_configuration(rng))):
+            pass  # it asks for too many steps
+        return drawn
 
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:
         """Without a self-edit, practice without augmentations."""
@@ -158,8 +184,9 @@ class FewShot:
     def asks(self, context: Context) -> list[Ask]:
         """Each test input as it is and, if all is grids, changed in five ways; in two orders of the demonstrations."""
         asked: list[Ask] = []
+        queries = _queries(context)
         for number, question in enumerate(context.questions):
-            for query in _queries(context):
+            for query in queries:
                 pairs = [context.demonstrations[place] for place in query.order]
                 shown = [Shown(_change(query, d.input), _change(query, d.output)) for d in pairs]
                 asked.append(Ask(question=number, prompt=_asking(shown, _change(query, question.question))))

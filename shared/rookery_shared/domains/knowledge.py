@@ -86,6 +86,7 @@ class Knowledge:
     styles: Sequence[str] = tuple(SELF_EDIT_PROMPTS)
     graders: Sequence[str] = NAMES
     rewards: Sequence[str] = (LOGLIK, *GRADERS, JUDGE)
+    baselines: Sequence[str] = ()
     student_recipe = LoraRecipe()
     answer_tokens = 64
     keeps_all = False
@@ -100,12 +101,18 @@ class Knowledge:
     def self_edit_prompt(self, context: Context, *, style: str) -> str:
         return self_edit_prompt(title=context.title, passage=context.passage, style=style)
 
+    def self_edit_schema(self, style: str) -> str:
+        return ""
+
     def fault(self, context: Context, self_edit: str) -> str:
         """There is none: any text can be learned."""
         return ""
 
     def recipe(self, self_edit: str, recipe: LoraRecipe) -> LoraRecipe:
         return recipe
+
+    def baseline(self, name: str, context: Context, *, seed: int) -> str:
+        raise KeyError(name)
 
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:
         sequences = training_sequences(title=context.title, passage=context.passage, self_edit=self_edit)

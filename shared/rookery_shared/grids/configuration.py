@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -57,7 +60,14 @@ SCHEMA: Mapping[str, Any] = {
         },
     },
 }
-"""JSON schema of the text, for engines that can be held to one."""
+"""JSON schema of the text."""
+
+
+def schema_to_write_by() -> dict[str, Any]:
+    """`SCHEMA`, but for numbers whose digits end, for engines that can be held to one."""
+    schema = copy.deepcopy({**SCHEMA})
+    schema["properties"]["training"]["properties"]["learning_rate"]["multipleOf"] = LEARNING_RATES[0]
+    return schema
 
 
 def read_configuration(text: str) -> Configuration:
@@ -90,6 +100,17 @@ def write_configuration(configuration: Configuration) -> str:
         "num_train_epochs": configuration.epochs,
     }
     return json.dumps({"data_generation": flags, "training": training})
+
+
+def draw_configuration(rng: random.Random) -> Configuration:
+    """Any with equal chances; of learning rates any order of magnitude."""
+    least, most = (math.log10(rate) for rate in LEARNING_RATES)
+    return Configuration(
+        groups=tuple(group for group in GROUPS if rng.random() < 0.5),
+        strategy=rng.choice([*Strategy]),
+        learning_rate=round(10 ** rng.uniform(least, most), 6),
+        epochs=rng.randint(1, MOST_EPOCHS),
+    )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import certifi
+import urllib3
 from minio import Minio
 
 from rookery_shared.settings import StoreSettings
@@ -12,6 +15,11 @@ from rookery_shared.store.adapters import AdapterCache
 from rookery_shared.store.base import ObjectStore
 from rookery_shared.store.local import LocalStore
 from rookery_shared.store.s3 import S3Store
+
+CONNECT_SECONDS, SILENCE_SECONDS = 5.0, 20.0
+"""For which a server may keep a caller waiting: whoever reads or writes has a job to do, and a lease to keep."""
+REPEATS = 2
+"""Of a request that was not answered, or with one of the errors that pass."""
 
 
 def connect_store(settings: StoreSettings) -> ObjectStore:
@@ -36,6 +44,18 @@ def open_url(store_url: str, settings: StoreSettings) -> ObjectStore:
             secret_key=settings.s3_secret_key.get_secret_value() or None,
             secure=settings.s3_secure,
             region=settings.s3_region,
+            http_client=_http(),
         )
         return S3Store(client, bucket=url.netloc, prefix=url.path)
     raise ValueError(f"store URL {store_url!r} is neither file:///folder nor s3://bucket/prefix")
+
+
+def _http() -> urllib3.PoolManager:
+    """As minio makes it for itself, but for its patience of half an hour."""
+    return urllib3.PoolManager(
+        timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=SILENCE_SECONDS),
+        retries=urllib3.Retry(total=REPEATS, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+        maxsize=10,
+        cert_reqs="CERT_REQUIRED",
+        ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
+    )
