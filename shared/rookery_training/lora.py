@@ -23,8 +23,11 @@ class Pass:
     """What the adapted layers need to know about one forward and backward pass over adapters of a bank."""
 
     layout: Layout
-    weights: Parts
-    """The adapters' weights, in the base model's precision, beside the rows of each part."""
+    weights_NW: Tensor
+    """The adapters' weights, in the bank's precision."""
+    arranged: Parts | None
+    """Copies of them in the base model's precision, beside the rows of each part. None if that is the bank's, too: then
+    a layer's are put there when they are needed, and never all at once."""
     gradients_NW: Tensor
     """Where their gradients are added up."""
     rows: Rows
@@ -37,6 +40,12 @@ class Pass:
     def drop(self, x_TI: Tensor, site: Site) -> Tensor:
         """Dropout at a layer's input, and at the gradient of it."""
         return x_TI if self.dropout is None else x_TI * self.dropout.mask(site, x_TI.dtype)
+
+    def factors(self, view: Callable[[Tensor, Site], Tensor], site: Site) -> Parts:
+        """One of a layer's factors, for each part."""
+        if self.arranged is None:
+            return self.rows.arrange(view(self.weights_NW, site))
+        return [view(part, site) for part in self.arranged]
 
     def scaled(self, parts: Parts) -> Parts:
         return [part.mul_(scale) for part, scale in zip(parts, self.scale, strict=True)]
@@ -87,10 +96,9 @@ class _GroupedLora(torch.autograd.Function):
         ctx: Any, y_1TO: Tensor, x_1TI: Tensor, _anchor: Tensor, site: Site, current: Pass
     ) -> Tensor:
         rows, layout = current.rows, current.layout
-        a_IR = [layout.a(part, site).mT for part in current.weights]
-        b_RO = [layout.b(part, site).mT for part in current.weights]
-        h = current.scaled(rows.times(rows.take(current.drop(x_1TI[0], site)), a_IR))
-        y_1TO[0] += rows.give(rows.times(h, b_RO))
+        a_RI, b_OR = current.factors(layout.a, site), current.factors(layout.b, site)
+        h = current.scaled(rows.times(rows.take(current.drop(x_1TI[0], site)), [a.mT for a in a_RI]))
+        y_1TO[0] += rows.give(rows.times(h, [b.mT for b in b_OR]))
         ctx.save_for_backward(x_1TI, *h)
         ctx.site, ctx.current = site, current
         ctx.mark_dirty(y_1TO)
@@ -101,8 +109,7 @@ class _GroupedLora(torch.autograd.Function):
         x_1TI, *h = ctx.saved_tensors
         site, current = ctx.site, ctx.current
         rows, layout = current.rows, current.layout
-        a_RI = [layout.a(part, site) for part in current.weights]
-        b_OR = [layout.b(part, site) for part in current.weights]
+        a_RI, b_OR = current.factors(layout.a, site), current.factors(layout.b, site)
         dy = rows.take(dy_1TO[0])
         rows.add_outer(dy, h, layout.b(current.gradients_NW, site))
         dh = current.scaled(rows.times(dy, b_OR))

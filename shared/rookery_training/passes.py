@@ -95,9 +95,11 @@ class Passes:
         base = self._base
         rows = rows_of(packed.lengths, base.device, base.dtype)
         scale_N = torch.tensor([piece.scale for piece in pieces], dtype=base.dtype).to(base.device)
+        same = weights_NW.dtype is base.dtype
         return Pass(
             layout=layout,
-            weights=rows.arrange(weights_NW.to(base.dtype)),
+            weights_NW=weights_NW,
+            arranged=None if same else rows.arrange(weights_NW.to(base.dtype)),
             gradients_NW=gradients_NW,
             rows=rows,
             scale=rows.spread(scale_N),

@@ -18,8 +18,8 @@ from rookery_shared.store.s3 import S3Store
 
 CONNECT_SECONDS, SILENCE_SECONDS = 5.0, 20.0
 """For which a server may keep a caller waiting: whoever reads or writes has a job to do, and a lease to keep."""
-REPEATS = 2
-"""Of a request that was not answered, or with one of the errors that pass."""
+UNANSWERED, REFUSED = 2, 5
+"""How often a request is made again that was not answered, and one that was answered with an error that passes."""
 
 
 def connect_store(settings: StoreSettings) -> ObjectStore:
@@ -54,7 +54,14 @@ def _http() -> urllib3.PoolManager:
     """As minio makes it for itself, but for its patience of half an hour."""
     return urllib3.PoolManager(
         timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=SILENCE_SECONDS),
-        retries=urllib3.Retry(total=REPEATS, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+        retries=urllib3.Retry(
+            total=UNANSWERED + REFUSED,
+            connect=UNANSWERED,
+            read=UNANSWERED,
+            status=REFUSED,
+            backoff_factor=0.2,
+            status_forcelist=[500, 502, 503, 504],
+        ),
         maxsize=10,
         cert_reqs="CERT_REQUIRED",
         ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
