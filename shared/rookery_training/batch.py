@@ -558,12 +558,13 @@ class BatchTrainer:
     def _write(self, slot: int) -> float:
         """Write the adapter; the norm of its change of the weights."""
         member = self._members[slot]
-        weights, squares = {}, 0.0
+        weights: dict[str, Tensor] = {}
+        squares: list[Tensor] = []
         for site in member.sites:
             a_RI, b_OR = self._bank.layout.factors(self._bank.weights_NW[slot], site, member.task.recipe.rank)
             weights[factor_key(site.name, "A")], weights[factor_key(site.name, "B")] = a_RI, b_OR
             # |BA|^2 = trace(A A^T B^T B), without forming the product
-            squares += ((a_RI @ a_RI.T) * (b_OR.T @ b_OR)).sum().item() * member.scale**2
+            squares.append(((a_RI @ a_RI.T) * (b_OR.T @ b_OR)).sum())
         write_adapter(
             member.task.out,
             weights,
@@ -571,7 +572,7 @@ class BatchTrainer:
             base=self._base.model.name_or_path or "",
             targets={site.name.rpartition(".")[2] for site in member.sites},
         )
-        return math.sqrt(squares)
+        return member.scale * math.sqrt(torch.stack(squares).sum().item())
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 

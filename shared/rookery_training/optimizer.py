@@ -38,11 +38,12 @@ def gradient_norms(bank: Bank) -> list[float]:
 def take_steps(bank: Bank, steps: Sequence[Step], norms: Sequence[float]) -> None:
     """Clip, step, and leave the slots' gradients as they are."""
     alike: defaultdict[tuple[float, float], list[Step]] = defaultdict(list)
+    kept = [1.0] * len(bank.gradients_NW)
     for step in steps:
-        clip = step.clip / (norms[step.slot] + 1e-6) if step.clip else 1.0
-        if clip < 1.0:
-            bank.gradients_NW[step.slot] *= clip
+        kept[step.slot] = min(1.0, step.clip / (norms[step.slot] + 1e-6)) if step.clip else 1.0
         alike[step.rate, step.decay].append(step)
+    if min(kept) < 1.0:
+        bank.gradients_NW *= bank.gradients_NW.new_tensor(kept)[:, None]
     for (rate, decay), together in alike.items():
         adamw(
             [bank.weights_NW[step.slot] for step in together],
