@@ -41,6 +41,12 @@ class Phase:
     rate: float
     """Learning rate, after its warm-up and before its decay."""
     weight_decay: float
+    decays: bool = True
+    """Over the last half of the phase the rate goes down to zero."""
+
+    def rate_at(self, step: int) -> float:
+        decay = max(0.02, 2.0 * (1 - step / self.steps)) if self.decays else 1.0
+        return self.rate * min(1.0, (step + 1) / 100, decay)
 
 
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Qwen2ForCausalLM:
@@ -204,7 +210,7 @@ def train_phase(
     state: dict[str, Any] | None = None,
     after_step: Callable[[torch.optim.Optimizer, int], None] = lambda optimizer, step: None,
 ) -> float:
-    """AdamW steps at a constant rate, with a warm-up and, over the last half, a decay to zero.
+    """AdamW steps at the phase's rates.
 
     The first `done` steps are behind it, and left the optimiser's `state`; `batches` go on from there. `after_step` is
     called with the steps that are done. Returns the mean loss of the last 50.
@@ -218,9 +224,8 @@ def train_phase(
     recent: list[float] = []
     started, tokens = time.monotonic(), 0
     for step in range(done, phase.steps):
-        scale = min(1.0, (step + 1) / 100, max(0.02, 2.0 * (1 - step / phase.steps)))
         for group in optimizer.param_groups:
-            group["lr"] = phase.rate * scale
+            group["lr"] = phase.rate_at(step)
         batch = next(batches)
         loss = mean_loss(model, vocabulary, batch)
         torch.autograd.backward(loss)
