@@ -82,13 +82,16 @@ def known_puzzle(mixture: Mixture, rng: random.Random) -> Puzzle:
 
 
 def changed(puzzle: Puzzle, mixture: Mixture, rng: random.Random) -> Puzzle:
-    """Perhaps in other colours and perhaps under an augmentation; without the demonstrations that make it too long."""
+    """Perhaps in other colours and perhaps under an augmentation; without the demonstrations that make it too long.
+
+    An augmentation that leaves no room for any demonstration is left out.
+    """
     if rng.random() < mixture.augmented:
-        puzzle = _under(rng.choice(AUGMENTATIONS).draw(rng), puzzle)
+        augmented = _under(rng.choice(AUGMENTATIONS).draw(rng), puzzle)
+        puzzle = augmented if 2 * _longest(augmented) <= MOST_CELLS else puzzle
     if rng.random() < mixture.recoloured:
         puzzle = _under(draw_colours(rng), puzzle)
-    pairs = (*puzzle.demonstrations, *puzzle.tests)
-    room = max(2, MOST_CELLS // max(_cells(pair) for pair in pairs))
+    room = MOST_CELLS // _longest(puzzle)
     return replace(puzzle, demonstrations=puzzle.demonstrations[: room - 1])
 
 
@@ -131,6 +134,7 @@ def _changed(drawn: Drawn, shown: Shown[Grid]) -> Shown[Grid]:
     return Shown(drawn.apply(shown.input), drawn.apply(shown.output))
 
 
-def _cells(shown: Shown[Grid]) -> int:
-    """With the ends of lines."""
-    return sum(len(grid) * (len(grid[0]) + 1) for grid in (shown.input, shown.output))
+def _longest(puzzle: Puzzle) -> int:
+    """Cells of the largest pair, with the ends of lines."""
+    pairs = (*puzzle.demonstrations, *puzzle.tests)
+    return max(sum(len(grid) * (len(grid[0]) + 1) for grid in (pair.input, pair.output)) for pair in pairs)
