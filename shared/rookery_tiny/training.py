@@ -157,16 +157,21 @@ def pack(documents: Iterator[Text], *, rows: int, width: int, pad: int) -> Itera
 
 
 class Progress:
-    """The file that a pre-training goes on from. It is there from the first minutes to the end of the last phase."""
+    """The file that a pre-training goes on from, written every few minutes. `of` says which one it is."""
 
-    def __init__(self, path: Path, *, every_seconds: float = 120.0) -> None:
-        self._path, self._every, self._saved = path, every_seconds, time.monotonic()
+    def __init__(self, path: Path, *, of: str, every_seconds: float = 120.0) -> None:
+        self._path, self._of, self._every, self._saved = path, of, every_seconds, time.monotonic()
 
     def restore(self, model: Qwen2ForCausalLM, vocabulary: Vocabulary) -> tuple[int, int, dict[str, Any]]:
-        """The phase to go on with, its steps that are done, and the optimiser's state; zeros if there is no file."""
+        """The phase to go on with, its steps that are done, and the optimiser's state; zeros if there is no file.
+
+        Raises ValueError for a file of another pre-training.
+        """
         if not self._path.exists():
             return 0, 0, {}
         state = torch.load(self._path, weights_only=True)
+        if state["of"] != self._of:
+            raise ValueError(f"{self._path} is of another pre-training: {state['of']}")
         model.load_state_dict(state["model"])
         vocabulary.load_state_dict(state["vocabulary"])
         return state["phase"], state["step"], state["optimizer"]
@@ -185,6 +190,7 @@ class Progress:
         if not now and time.monotonic() - self._saved < self._every:
             return
         state = {
+            "of": self._of,
             "phase": phase,
             "step": step,
             "model": model.state_dict(),

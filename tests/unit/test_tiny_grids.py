@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections import Counter
@@ -20,7 +19,7 @@ from rookery_engines.constraints import Constraints
 from rookery_engines.models import ModelSource, load_model
 from rookery_shared.domains import find_domain
 from rookery_shared.grids.augmentations import flip_columns, rotate
-from rookery_shared.grids.configuration import Configuration, Strategy, read_configuration
+from rookery_shared.grids.configuration import Configuration, Strategy, read_configuration, write_configuration
 from rookery_tiny.documents import Document
 from rookery_tiny.grids import pretrain
 from rookery_tiny.grids.abilities import measure, sweep, table
@@ -50,7 +49,7 @@ from rookery_tiny.grids.puzzles import (
     rules,
 )
 from rookery_tiny.grids.tokenizer import make_tokenizer
-from rookery_tiny.training import Progress, Shape
+from rookery_tiny.training import Progress, Shape, new_model
 
 DOMAIN = find_domain("few_shot")
 PAINTS = Paints(old=1, new=2, fill=3)
@@ -323,7 +322,7 @@ def test_a_text_that_is_held_to_the_schema_may_be_any_configuration_token_by_tok
 
 
 def made(path: Path, *, seed: int = 0) -> Qwen2ForCausalLM:
-    return make_model(SMALL, tokenizer(), seed=seed, progress=Progress(path / "progress.pt"))
+    return make_model(SMALL, tokenizer(), seed=seed, progress=Progress(path / "progress.pt", of="this"))
 
 
 def test_a_seed_names_the_weights(tmp_path: Path) -> None:
@@ -343,15 +342,17 @@ def test_a_pre_training_that_was_stopped_goes_on(tmp_path: Path, kept: int) -> N
         steps = 0
 
         def keep(self, *arguments: object, **more: object) -> None:
-            super().keep(*arguments, **more, now=True)  # type: ignore[arg-type, misc]
+            super().keep(*arguments, **more, now=True)  # type: ignore[arg-type]
             self.steps += 1
             if self.steps == kept:
                 raise Stopped
 
     with pytest.raises(Stopped):
-        make_model(SMALL, tokenizer(), seed=0, progress=Interrupted(tmp_path / "progress.pt"))
+        make_model(SMALL, tokenizer(), seed=0, progress=Interrupted(tmp_path / "progress.pt", of="this"))
     whole, continued = made(tmp_path / "none").state_dict(), made(tmp_path).state_dict()
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    with pytest.raises(ValueError, match="another pre-training"):
+        make_model(SMALL, tokenizer(), seed=1, progress=Progress(tmp_path / "progress.pt", of="that"))
 
 
 def test_the_command_makes_a_model_that_answers_through_the_domain(
@@ -374,15 +375,12 @@ def test_the_command_makes_a_model_that_answers_through_the_domain(
 
 
 def test_the_weights_are_small() -> None:
-    model = pretrain.new_model(Recipe().shape, tokenizer(), seed=0)
+    model = new_model(Recipe().shape, tokenizer(), seed=0)
     assert 1.6e6 < model.num_parameters() < 2e6
 
 
 def test_the_sweep_can_be_used() -> None:
     context = make_contexts(Known.TRAIN, 1, seed=0)[0]
-    from rookery_shared.grids.configuration import write_configuration
-
     texts = [write_configuration(chosen) for chosen in sweep()]
     assert len({*texts}) == len(texts)
     assert not any(DOMAIN.fault(context, text) for text in texts)
-    assert all(json.loads(text) for text in texts)

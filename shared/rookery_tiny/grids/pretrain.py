@@ -46,10 +46,10 @@ class Recipe:
     shape: Shape = Shape(hidden=160, layers=6, heads=5, mlp=448, positions=LONGEST)
     rows: int = 10
     tokens_per_row: int = 384
-    copying_steps: int = 300
+    copying_steps: int = 400
     single_steps: int = 1400
     steps: int = 3300
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.05
     mixture: Mixture = Mixture()
 
@@ -130,7 +130,7 @@ def main() -> None:
     )
     tokenizer = make_tokenizer()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    progress = Progress(arguments.out / "progress.pt")
+    progress = Progress(arguments.out / "progress.pt", of=f"{recipe}, seed {arguments.seed}")
     model = make_model(recipe, tokenizer, seed=arguments.seed, progress=progress)
     model.bfloat16().save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
