@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from rookery_shared.grids.augmentations import flip_columns, rotate
 from rookery_shared.grids.configuration import Configuration, Strategy, read_configuration, write_configuration
 from rookery_tiny.documents import Document
 from rookery_tiny.grids import pretrain
-from rookery_tiny.grids.abilities import measure, sweep, table
+from rookery_tiny.grids.abilities import measure, sweep
+from rookery_tiny.grids.card import card
 from rookery_tiny.grids.documents import (
     Mixture,
     any_configuration,
@@ -371,7 +372,11 @@ def test_the_command_makes_a_model_that_answers_through_the_domain(
     [tried] = abilities.tried
     assert tried.configuration == learn
     assert 0.0 <= tried.score.solved <= tried.score.cells <= 1.0
-    assert "| new rules after none; 0.001 x 1; outputs |" in table(abilities)
+    content = {"seed": 0, "parameters": model.num_parameters(), **asdict(abilities)}
+    text = card([content, {**content, "seed": 1}])
+    assert "| puzzles | seed 0 | seed 1 |" in text
+    assert "| new rules after no augmentations, 0.001 x 1, outputs | 0.000 (" in text
+    assert "| can be read, held to the schema | 1.000 | 1.000 |" in text
 
 
 def test_the_weights_are_small() -> None:

@@ -35,6 +35,7 @@ from rookery_shared.grids.configuration import (
     write_configuration,
 )
 from rookery_shared.types import ALL_LINEAR, Context, LoraRecipe, Sampling
+from rookery_tiny.grids.card import tables
 from rookery_tiny.grids.documents import STYLE
 from rookery_tiny.grids.puzzles import Known, as_context, draw_puzzle, make_contexts, rules
 from rookery_training.batch import AdapterTask, BatchTrainer
@@ -61,12 +62,16 @@ class Score:
     solved: float
     cells: float
     """Share of an output's cells that are right, in the better attempt."""
+    which: tuple[str, ...]
+    """Titles of those that are solved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
     """A configuration, and what training by it came to on new rules."""
 
+    label: str
+    """The configuration in words."""
     configuration: Configuration
     score: Score
     seconds: float
@@ -111,15 +116,16 @@ def measure(
     asked: int = ASKED,
     written: int = WRITTEN,
     practised: int = PRACTISED,
+    demonstrations: int = 4,
     configurations: Sequence[Configuration] = (*sweep(),),
 ) -> Abilities:
     """All abilities; the configurations in the order in which they are given."""
     answering = Answering(model, tokenizer, adapters=max(1, practised))
-    new = make_contexts(Known.TRAIN, max(asked, practised), seed=PUZZLE_SEED)
+    new = make_contexts(Known.TRAIN, max(asked, practised), seed=PUZZLE_SEED, demonstrations=demonstrations)
     held, free = (answering.configurations(new[:asked], written, held=held) for held in (True, False))
     return Abilities(
-        known_single=answering.score(known_contexts(asked, steps=1)),
-        known_pair=answering.score(known_contexts(asked, steps=2)),
+        known_single=answering.score(known_contexts(asked, steps=1, demonstrations=demonstrations)),
+        known_pair=answering.score(known_contexts(asked, steps=2, demonstrations=demonstrations)),
         new=answering.score(new[:asked]),
         held_valid=statistics.mean(_is_valid(text) for _, text in held),
         held_usable=statistics.mean(not find_domain("few_shot").fault(context, text) for context, text in held),
@@ -128,11 +134,11 @@ def measure(
     )
 
 
-def known_contexts(count: int, *, steps: int) -> list[Context]:
+def known_contexts(count: int, *, steps: int, demonstrations: int) -> list[Context]:
     """Puzzles of known rules of so many steps."""
     rng = random.Random(f"known-{steps}-{PUZZLE_SEED}")
     chosen = [rule for rule in rules(Known.PRETRAINING) if len(rule.steps) == steps]
-    puzzles = [draw_puzzle(rng.choice(chosen), rng) for _ in range(count)]
+    puzzles = [draw_puzzle(rng.choice(chosen), rng, demonstrations=demonstrations) for _ in range(count)]
     return [as_context(puzzle, title=f"{number}: {puzzle.rule.name}") for number, puzzle in enumerate(puzzles)]
 
 
@@ -166,7 +172,8 @@ class Answering:
             ]
             solved.append(domain.score(EXACT, [grade[EXACT] for grade in grades]))
             cells.append(domain.score(CELLS, [grade[CELLS] for grade in grades]))
-        return Score(solved=statistics.mean(solved), cells=statistics.mean(cells))
+        which = tuple(context.title for context, score in zip(contexts, solved, strict=True) if score)
+        return Score(solved=statistics.mean(solved), cells=statistics.mean(cells), which=which)
 
     def configurations(self, contexts: Sequence[Context], count: int, *, held: bool) -> list[tuple[Context, str]]:
         """So many, each with the context that it was written for; all contexts in turn."""
@@ -211,37 +218,14 @@ def try_out(answering: Answering, configuration: Configuration, contexts: Sequen
         seconds = (time.perf_counter() - started) / len(tasks)
         assert not any(failures), failures
         score = answering.score(contexts, [AdapterRef(name=task.key, folder=task.out) for task in tasks])
-    return Tried(configuration=configuration, score=score, seconds=seconds)
-
-
-def table(abilities: Abilities) -> str:
-    """In Markdown."""
-    rows = [
-        ("in context, known rules of one step", abilities.known_single),
-        ("in context, known rules of two steps", abilities.known_pair),
-        ("in context, new rules", abilities.new),
-        *((f"new rules after {described(t.configuration)}", t.score) for t in abilities.tried),
-    ]
-    shares = {
-        "configurations that can be read, held to the schema": abilities.held_valid,
-        "of these, with no more steps than allowed": abilities.held_usable,
-        "configurations that can be read, held to nothing": abilities.free_valid,
-    }
-    return "\n".join(
-        [
-            "| puzzles | solved | cells right |\n|---|---|---|",
-            *(f"| {label} | {score.solved:.3f} | {score.cells:.3f} |" for label, score in rows),
-            "\n| ability | share |\n|---|---|",
-            *(f"| {label} | {share:.3f} |" for label, share in shares.items()),
-        ]
-    )
+    return Tried(label=described(configuration), configuration=configuration, score=score, seconds=seconds)
 
 
 def described(configuration: Configuration) -> str:
-    """In words."""
-    groups = ", ".join(group.split("_")[1] for group in configuration.groups) or "none"
-    counted = "outputs" if configuration.strategy is Strategy.OUTPUT else "all"
-    return f"{groups}; {configuration.learning_rate:g} x {configuration.epochs}; {counted}"
+    """In words: what is practised with, learning rate times epochs, what the loss counts."""
+    groups = ", ".join(group.split("_")[1] for group in configuration.groups) or "no"
+    counted = "outputs" if configuration.strategy is Strategy.OUTPUT else "all tokens"
+    return f"{groups} augmentations, {configuration.learning_rate:g} x {configuration.epochs}, {counted}"
 
 
 def _is_valid(text: str) -> bool:
@@ -258,15 +242,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="the seed that it was pre-trained with, for the record")
     parser.add_argument("--asked", type=int, default=ASKED, help="puzzles of each kind")
     parser.add_argument("--practised", type=int, default=PRACTISED, help="puzzles that each configuration is tried on")
+    parser.add_argument("--demonstrations", type=int, default=4, help="of each puzzle")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves that to torch")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(ModelSource(source=str(arguments.folder)))
-    abilities = measure(model, tokenizer, asked=arguments.asked, practised=arguments.practised)
-    content = {"seed": arguments.seed, "parameters": model.num_parameters(), **asdict(abilities)}
+    abilities = measure(
+        model,
+        tokenizer,
+        asked=arguments.asked,
+        practised=arguments.practised,
+        demonstrations=arguments.demonstrations,
+    )
+    content = {
+        "seed": arguments.seed,
+        "parameters": model.num_parameters(),
+        "demonstrations": arguments.demonstrations,
+        **asdict(abilities),
+    }
     (arguments.folder / "abilities.json").write_text(json.dumps(content, indent=2) + "\n")
-    print(table(abilities))
+    print(tables([content]))
 
 
 if __name__ == "__main__":

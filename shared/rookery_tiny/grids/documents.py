@@ -78,7 +78,7 @@ def known_puzzle(mixture: Mixture, rng: random.Random) -> Puzzle:
     single = rng.random() < mixture.single
     rule = rng.choice([rule for rule in rules(Known.PRETRAINING) if (len(rule.steps) == 1) == single])
     sides = LARGE if rng.random() < mixture.large else SIDES
-    return draw_puzzle(rule, rng, demonstrations=rng.randint(2, 4), tests=1, sides=sides)
+    return draw_puzzle(rule, rng, demonstrations=rng.randint(2, 5), tests=1, sides=sides)
 
 
 def changed(puzzle: Puzzle, mixture: Mixture, rng: random.Random) -> Puzzle:
@@ -91,6 +91,11 @@ def changed(puzzle: Puzzle, mixture: Mixture, rng: random.Random) -> Puzzle:
         puzzle = augmented if 2 * _longest(augmented) <= MOST_CELLS else puzzle
     if rng.random() < mixture.recoloured:
         puzzle = _under(draw_colours(rng), puzzle)
+    return shortened(puzzle)
+
+
+def shortened(puzzle: Puzzle) -> Puzzle:
+    """Without the demonstrations that make it too long."""
     room = MOST_CELLS // _longest(puzzle)
     return replace(puzzle, demonstrations=puzzle.demonstrations[: room - 1])
 
@@ -104,8 +109,8 @@ def solved(puzzle: Puzzle) -> Document:
 
 def configuration(mixture: Mixture, rng: random.Random) -> Document:
     """As the domain asks a teacher, with any answer."""
-    any_rules = known_puzzle(mixture, rng)
-    prompt = find_domain("few_shot").self_edit_prompt(as_context(any_rules, title=""), style=STYLE)
+    task = as_context(shortened(known_puzzle(mixture, rng)), title="")
+    prompt = find_domain("few_shot").self_edit_prompt(task, style=STYLE)
     return Document(prompt=prompt, completion=any_configuration(rng))
 
 
