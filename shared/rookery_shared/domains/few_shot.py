@@ -146,7 +146,7 @@ class FewShot:
         """Without a self-edit, practice without augmentations."""
         groups = read_configuration(self_edit).groups if self_edit.strip() else ()
         return [
-            Example(prompt=_asking(task.demonstrations, task.asked.input), completion=task.asked.output, end=True)
+            Example(prompt=asking(task.demonstrations, task.asked.input), completion=task.asked.output, end=True)
             for task in self._practice(context, groups, seed=seed)
         ]
 
@@ -189,7 +189,7 @@ class FewShot:
             for query in queries:
                 pairs = [context.demonstrations[place] for place in query.order]
                 shown = [Shown(_change(query, d.input), _change(query, d.output)) for d in pairs]
-                asked.append(Ask(question=number, prompt=_asking(shown, _change(query, question.question))))
+                asked.append(Ask(question=number, prompt=asking(shown, _change(query, question.question))))
         return asked
 
     def answer(self, context: Context, question: int, texts: Sequence[str]) -> str:
@@ -224,7 +224,7 @@ def _shown(pairs: Sequence[tuple[str, str]]) -> str:
     return "\n\n".join(f"Input:\n{before}\nOutput:\n{after}" for before, after in pairs)
 
 
-def _asking(demonstrations: Sequence[Shown[str]], asked: str) -> str:
+def asking(demonstrations: Sequence[Shown[str]], asked: str) -> str:
     """Ends where the output begins."""
     return _shown([*((shown.input, shown.output) for shown in demonstrations), (asked, "")])
 

@@ -1,0 +1,145 @@
+"""The texts that the grid model is pre-trained on, as the few-shot domain writes them.
+
+Owns the mixture: puzzles to be solved from their demonstrations, of known rules only, and configurations that a teacher
+writes. These are drawn without a look at the task, all kinds with equal chances, and so are mostly poor: that some are
+better is for reinforcement learning to find. Some puzzles are changed as practice changes them, so that practice need
+not teach what a changed puzzle looks like; but none in a way that makes a known rule a new one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from rookery.grids import Grid, to_text
+from rookery_shared.domains import find_domain
+from rookery_shared.domains.few_shot import asking
+from rookery_shared.grids.augmentations import GROUPS, Augmentation, Drawn, draw_colours
+from rookery_shared.grids.configuration import draw_configuration, write_configuration
+from rookery_shared.grids.practice import Shown
+from rookery_tiny.documents import Document
+from rookery_tiny.grids.puzzles import (
+    LARGEST_SIDE,
+    SIDES,
+    Known,
+    Paints,
+    Puzzle,
+    Rule,
+    as_context,
+    draw_puzzle,
+    random_grid,
+    rules,
+)
+
+STYLE = "configuration"
+AUGMENTATIONS: Sequence[Augmentation] = [
+    augmentation for group in GROUPS.values() for augmentation in group if augmentation.name != "translate"
+]
+"""All but translation: a mirror between two moves is a mirror and a move, which may be a new rule."""
+LARGE = range(min(SIDES), LARGEST_SIDE + 1)
+"""Sides of all puzzles, a run's and larger ones."""
+MOST_CELLS = 340
+"""Of a document, with the ends of lines: nearly its tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """Shares, by count."""
+
+    configuration: float = 0.08
+    """Documents that a teacher writes; the others are puzzles."""
+    single: float = 0.5
+    """Puzzles with a rule of one step."""
+    large: float = 0.1
+    """Puzzles with larger sides than a run's."""
+    recoloured: float = 0.25
+    """Puzzles with their colours permuted, the empty cells' with them."""
+    augmented: float = 0.15
+    """Puzzles that are changed as a practice task is."""
+
+
+def copied(rng: random.Random) -> Document:
+    """A puzzle whose outputs are its inputs: only copying from another place predicts them."""
+    side, count = rng.choice(LARGE), rng.randint(1, 3)
+    grids = [random_grid(rng, side, coloured=0.85) for _ in range(count + 1)]
+    pairs = tuple(Shown(grid, grid) for grid in grids)
+    puzzle = Puzzle(rule=Rule(()), paints=Paints(old=1, new=2, fill=3), demonstrations=pairs[:-1], tests=pairs[-1:])
+    return solved(puzzle)
+
+
+def puzzle(mixture: Mixture, rng: random.Random) -> Document:
+    """Of a known rule."""
+    return solved(changed(known_puzzle(mixture, rng), mixture, rng))
+
+
+def known_puzzle(mixture: Mixture, rng: random.Random) -> Puzzle:
+    single = rng.random() < mixture.single
+    rule = rng.choice([rule for rule in rules(Known.PRETRAINING) if (len(rule.steps) == 1) == single])
+    sides = LARGE if rng.random() < mixture.large else SIDES
+    return draw_puzzle(rule, rng, demonstrations=rng.randint(2, 5), tests=1, sides=sides)
+
+
+def changed(puzzle: Puzzle, mixture: Mixture, rng: random.Random) -> Puzzle:
+    """Perhaps in other colours and perhaps under an augmentation; without the demonstrations that make it too long.
+
+    An augmentation that leaves no room for any demonstration is left out.
+    """
+    if rng.random() < mixture.augmented:
+        augmented = _under(rng.choice(AUGMENTATIONS).draw(rng), puzzle)
+        puzzle = augmented if 2 * _longest(augmented) <= MOST_CELLS else puzzle
+    if rng.random() < mixture.recoloured:
+        puzzle = _under(draw_colours(rng), puzzle)
+    return shortened(puzzle)
+
+
+def shortened(puzzle: Puzzle) -> Puzzle:
+    """Without the demonstrations that make it too long."""
+    room = MOST_CELLS // _longest(puzzle)
+    return replace(puzzle, demonstrations=puzzle.demonstrations[: room - 1])
+
+
+def solved(puzzle: Puzzle) -> Document:
+    """As the domain asks it, with the answer."""
+    shown = [Shown(to_text(pair.input), to_text(pair.output)) for pair in puzzle.demonstrations]
+    test, *_ = puzzle.tests
+    return Document(prompt=asking(shown, to_text(test.input)), completion=to_text(test.output))
+
+
+def configuration(mixture: Mixture, rng: random.Random) -> Document:
+    """As the domain asks a teacher, with any answer."""
+    task = as_context(shortened(known_puzzle(mixture, rng)), title="")
+    prompt = find_domain("few_shot").self_edit_prompt(task, style=STYLE)
+    return Document(prompt=prompt, completion=any_configuration(rng))
+
+
+def any_configuration(rng: random.Random) -> str:
+    """Without exponents: a text that is held to the schema has none."""
+    drawn = draw_configuration(rng)
+    rate = f"{drawn.learning_rate:.6f}".rstrip("0")
+    return write_configuration(drawn).replace(f'"learning_rate": {drawn.learning_rate!r}', f'"learning_rate": {rate}')
+
+
+def draw_document(mixture: Mixture, rng: random.Random) -> Document:
+    drawn = configuration if rng.random() < mixture.configuration else puzzle
+    return drawn(mixture, rng)
+
+
+def _under(drawn: Drawn, puzzle: Puzzle) -> Puzzle:
+    change = partial(_changed, drawn)
+    return replace(
+        puzzle,
+        demonstrations=tuple(map(change, puzzle.demonstrations)),
+        tests=tuple(map(change, puzzle.tests)),
+    )
+
+
+def _changed(drawn: Drawn, shown: Shown[Grid]) -> Shown[Grid]:
+    return Shown(drawn.apply(shown.input), drawn.apply(shown.output))
+
+
+def _longest(puzzle: Puzzle) -> int:
+    """Cells of the largest pair, with the ends of lines."""
+    pairs = (*puzzle.demonstrations, *puzzle.tests)
+    return max(sum(len(grid) * (len(grid[0]) + 1) for grid in (pair.input, pair.output)) for pair in pairs)
