@@ -24,6 +24,11 @@ class Domain(Protocol):
     def name(self) -> str: ...
 
     @property
+    def version(self) -> int:
+        """Of `examples`: rises when they come out otherwise. Adapters of another version are not reused."""
+        ...
+
+    @property
     def styles(self) -> Sequence[str]:
         """The prompts that it has for a teacher; the first is the default."""
         ...
@@ -76,11 +81,15 @@ class Domain(Protocol):
         ...
 
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:
-        """What the student trains on. A blank self-edit leaves the context alone; no other has a fault."""
+        """What the student trains on. A blank self-edit leaves the context alone; no other has a fault.
+
+        Follows from these, the domain's version and nothing else; not from the context's questions.
+        """
         ...
 
     def recipe(self, self_edit: str, recipe: LoraRecipe) -> LoraRecipe:
-        """How the student trains on it: as the plan says, but for what the self-edit decides."""
+        """How the student trains on it: as the plan says, but for what the self-edit decides. One with a fault decides
+        nothing."""
         ...
 
     def question_prompt(self, context: Context) -> str:

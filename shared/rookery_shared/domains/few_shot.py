@@ -82,6 +82,7 @@ class FewShot:
     """The few-shot domain: tasks, and configurations to learn them by."""
 
     name = "few_shot"
+    version = 1
     styles: Sequence[str] = ("configuration",)
     graders: Sequence[str] = ("exact/grid-1", "cells/1", "loglik/1")
     rewards: Sequence[str] = (EXACT, CELLS)
@@ -162,9 +163,10 @@ class FewShot:
         ]
 
     def recipe(self, self_edit: str, recipe: LoraRecipe) -> LoraRecipe:
-        if not self_edit.strip():
+        try:
+            configuration = read_configuration(self_edit)
+        except BadConfiguration:
             return recipe
-        configuration = read_configuration(self_edit)
         return replace(
             recipe,
             learning_rate=configuration.learning_rate,
