@@ -1,4 +1,4 @@
-"""The coordinator's Celery worker: it asks teachers for self-edits and evaluators for scores.
+"""The coordinator's Celery worker: it asks teachers for self-edits and finds their faults, and evaluators for scores.
 
 It has no database: like every worker it claims jobs from the coordinator and reports to it.
 """

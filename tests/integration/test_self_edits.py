@@ -117,3 +117,4 @@ def test_a_row_of_the_table_says_it_in_short(database: Database, run: str) -> No
     long = self_edit_row(SelfEdit(text="a [bold] word\n" * 50))
     assert long[-1].startswith("a \\[bold] word a")
     assert long[-1].endswith("…")
+    assert self_edit_row(SelfEdit(text="a\x1b[31mb\tc"))[-1].isprintable()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from rookery.internal.v1.job_service_pb2 import Generated
 from rookery_shared.domains import few_shot, find_domain
 from rookery_shared.domains.few_shot import MOST_STEPS
 from rookery_shared.errors import InvalidField
@@ -81,6 +82,15 @@ def test_what_cannot_be_used_says_why() -> None:
     assert "JSON" in DOMAIN.fault(CONTEXT, "")
     everything = configured(**dict.fromkeys(GROUPS, True), num_train_epochs=4)
     assert DOMAIN.fault(CONTEXT, everything) == "4 epochs of 188 examples or more are over 375 steps"
+
+
+@pytest.mark.parametrize(
+    "text", [r'{"\u0000": 1}', r'{"\ud800": 1}', r'{"data_generation": {"\ud800\u0000": 1}, "training": 1}']
+)
+def test_a_fault_can_be_stored_and_sent_whatever_the_teacher_wrote(text: str) -> None:
+    fault = DOMAIN.fault(CONTEXT, text)
+    assert fault.isprintable()
+    assert Generated.SelfEdit(fault=fault).fault == fault
 
 
 @pytest.mark.parametrize("epochs", range(1, MOST_EPOCHS + 1))

@@ -147,7 +147,7 @@ def _version(policy: str) -> str:
 def self_edit_row(written: SelfEdit) -> tuple[str, ...]:
     """As `SELF_EDIT_COLUMNS` has it: trials by their states, a fault under the text."""
     states = Counter(SelfEdit.Trial.State.Name(trial.state) for trial in written.trials)
-    text = _short(" ".join(written.text.split()))
+    text = _short(written.text)
     return (
         str(written.round),
         escape(written.context),
@@ -161,4 +161,6 @@ def self_edit_row(written: SelfEdit) -> tuple[str, ...]:
 
 
 def _short(text: str) -> str:
+    """In one line, of what can be printed."""
+    text = " ".join("".join(each if each.isprintable() else " " for each in text).split())
     return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 1] + "…"

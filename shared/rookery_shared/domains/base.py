@@ -73,11 +73,14 @@ class Domain(Protocol):
         ...
 
     def fault(self, context: Context, self_edit: str) -> str:
-        """Why a self-edit cannot be used; empty if it can. One that cannot earns the lowest reward, 0."""
+        """Why a self-edit cannot be used; empty if it can. One that cannot earns the lowest reward, 0.
+
+        May take a while, so it is not asked while a transaction is open; `examples` neither.
+        """
         ...
 
     def baseline(self, name: str, context: Context, *, seed: int) -> str:
-        """A self-edit of one of the baselines; it has no fault. Raises KeyError for another name."""
+        """A self-edit of one of the baselines; it has no fault. Takes no time. Raises KeyError for another name."""
         ...
 
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:

@@ -254,7 +254,9 @@ class TrainWork(_message.Message):
     domain: _builtins.str
     """Output only. Makes the examples of each trial."""
     domain_version: _builtins.int
-    """Output only. Of the domain's rules for examples. A student with others trains nothing: adapters are reused by it."""
+    """Output only. Version of the domain's rules for examples. A student that has another trains nothing, since adapters
+    are found again by it.
+    """
     @_builtins.property
     def student(self) -> _model_service_pb2.Profile:
         """Output only."""
