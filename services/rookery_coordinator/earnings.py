@@ -96,7 +96,6 @@ def best_trial(session: Session, work: Adaptation, round_: Round) -> Trial:
 
 
 def _entries(session: Session, plan: Plan, round_: str, context: Context) -> list[_Entry]:
-    shape = plan.reward_shape if isinstance(plan, RunPlan) else RewardShape()
     of_context = (SelfEdit.round == round_, SelfEdit.context == context.id)
     written = session.scalars(select(SelfEdit).where(*of_context).order_by(SelfEdit.position)).all()
     query = select(Trial).join(SelfEdit, SelfEdit.id == Trial.self_edit).where(*of_context).order_by(Trial.position)
@@ -104,10 +103,12 @@ def _entries(session: Session, plan: Plan, round_: str, context: Context) -> lis
     for trial in session.scalars(query):
         assert trial.state in ENDED_TRIAL_STATES, "rounds are settled when all trials have ended"
         trials[trial.self_edit].append(trial)
-    return [_Entry(self_edit=row, trials=trials[row.id], earned=_earned(row, trials[row.id], shape)) for row in written]
+    return [_Entry(self_edit=row, trials=trials[row.id], earned=earned(plan, row, trials[row.id])) for row in written]
 
 
-def _earned(self_edit: SelfEdit, trials: Sequence[Trial], shape: RewardShape) -> rewards.Candidate | None:
+def earned(plan: Plan, self_edit: SelfEdit, trials: Sequence[Trial]) -> rewards.Candidate | None:
+    """By those of its trials that are scored or refused; None without any."""
+    shape = plan.reward_shape if isinstance(plan, RunPlan) else RewardShape()
     measured = [to_measured(trial) for trial in trials if trial.state in (TrialState.SCORED, TrialState.REFUSED)]
     if not measured:
         return None

@@ -6,11 +6,12 @@ import hashlib
 import json
 import random
 import secrets
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from typing import Any
 
-from rookery_shared.types import Example, LoraRecipe
+from rookery_shared.domains import Domain
+from rookery_shared.types import Context, LoraRecipe
 
 _dice = random.Random(secrets.randbits(256))
 
@@ -32,9 +33,23 @@ def policy_name(profile: str, version: int) -> str:
     return f"{profile}/policies/{version}"
 
 
-def recipe_digest(*, base_model: str, dtype: str, examples: list[Example], recipe: LoraRecipe, seed: int) -> str:
-    """The identity of a training: two with the same digest give the same adapter."""
-    content = [base_model, dtype, [asdict(e) for e in examples], asdict(recipe), seed]
+def recipe_digest(
+    *,
+    base_model: str,
+    dtype: str,
+    domain: Domain,
+    context: Context,
+    self_edit: str | None,
+    recipe: LoraRecipe,
+    seed: int,
+) -> str:
+    """The identity of a training: two with the same digest give the same adapter.
+
+    The examples are not made for it: what they follow from stands for them. Without a self-edit the context is learned
+    alone. Its questions decide nothing.
+    """
+    rules, learned = [domain.name, domain.version], asdict(replace(context, questions=()))
+    content = [base_model, dtype, rules, learned, self_edit, asdict(recipe), seed]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
 
 

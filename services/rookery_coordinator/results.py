@@ -16,6 +16,8 @@ class WrittenSelfEdit:
     truncated: bool
     prompt_tokens: int
     completion_tokens: int
+    fault: str
+    """Why it cannot be used; empty if it can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,6 @@ from rookery_coordinator import earnings, leases
 from rookery_coordinator.database import now
 from rookery_coordinator.events import audit, tell
 from rookery_coordinator.identifiers import new_id, policy_name, recipe_digest
-from rookery_coordinator.plans import PASSAGE_ONLY
 from rookery_coordinator.policies import adopt_if_better, next_version
 from rookery_coordinator.results import Evaluated, TrainedAdapter, Written, WrittenSelfEdit
 from rookery_coordinator.tables import Adaptation, Adapter, Context, Job, Kept, Policy, Round, Run, SelfEdit, Trial
@@ -42,6 +41,7 @@ from rookery_coordinator.works import (
     find_profile,
     find_work,
     is_of_round,
+    learns_context_alone,
     limits_of,
     plan_of,
     policy_adapter,
@@ -118,8 +118,11 @@ def _write_baseline(session: Session, work: Work, round_: Round, contexts: Seque
     domain = find_domain(plan_of(work).domain)
 
     def write(context: Context, seed: int) -> WrittenSelfEdit:
-        text = "" if round_.label == PASSAGE_ONLY else domain.baseline(round_.label, to_context(context), seed=seed)
-        return WrittenSelfEdit(prompt="", text=text, seed=seed, truncated=False, prompt_tokens=0, completion_tokens=0)
+        alone = learns_context_alone(round_)
+        text = "" if alone else domain.baseline(round_.label, to_context(context), seed=seed)
+        return WrittenSelfEdit(
+            prompt="", text=text, seed=seed, truncated=False, prompt_tokens=0, completion_tokens=0, fault=""
+        )
 
     added = [
         row
@@ -148,9 +151,11 @@ def question_seeds(work: Work, round_: Round, context: Context) -> list[int]:
 
 
 def apply_generated(session: Session, job: Job, written: Sequence[Written]) -> None:
-    """Store self-edits and plan their trials; a context without a question, not even a written one, has none."""
+    """Store self-edits and plan their trials; a context without a question, not even a written one, has none.
+
+    Whether a self-edit can be used is told, not found out here: that may take long, and a student looks again.
+    """
     work, round_ = _work_of(session, job)
-    domain = find_domain(plan_of(work).domain)
     added: list[SelfEdit] = []
     trials: list[tuple[SelfEdit, int]] = []
     refused: list[Trial] = []
@@ -163,9 +168,8 @@ def apply_generated(session: Session, job: Job, written: Sequence[Written]) -> N
         if context.questions:
             for row in rows:
                 positions = range(_first_trials(work, round_))
-                fault = domain.fault(to_context(context), row.text)
-                if fault:
-                    refused += [_refused_trial(work, round_, row, position, fault) for position in positions]
+                if row.fault:
+                    refused += [_refused_trial(work, round_, row, position) for position in positions]
                 else:
                     trials += [(row, position) for position in positions]
         elif round_.seeds:
@@ -179,7 +183,7 @@ def apply_generated(session: Session, job: Job, written: Sequence[Written]) -> N
     tell(session, work.name, f"round {round_.position}: {what}")
 
 
-def _refused_trial(work: Work, round_: Round, self_edit: SelfEdit, position: int, fault: str) -> Trial:
+def _refused_trial(work: Work, round_: Round, self_edit: SelfEdit, position: int) -> Trial:
     """A trial that has ended before it began."""
     return Trial(
         id=new_id(),
@@ -189,7 +193,7 @@ def _refused_trial(work: Work, round_: Round, self_edit: SelfEdit, position: int
         seed=_trial_seed(work, position),
         recipe="",
         state=TrialState.REFUSED,
-        failure=fault,
+        failure=self_edit.fault,
         score_before=LOWEST_SCORE,
         score_after=LOWEST_SCORE,
     )
@@ -235,7 +239,9 @@ def _plan_trials(session: Session, work: Work, round_: Round, asked: Sequence[tu
         digest = recipe_digest(
             base_model=f"{student.source}@{student.revision}",
             dtype=student.dtype,
-            examples=domain.examples(context, self_edit.text, seed=seed),
+            domain=domain,
+            context=context,
+            self_edit=None if learns_context_alone(round_) else self_edit.text,
             recipe=domain.recipe(self_edit.text, plan.student_recipe),
             seed=seed,
         )

@@ -146,6 +146,8 @@ class SelfEdit(Base):
     truncated: Mapped[bool]
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
+    fault: Mapped[str] = mapped_column(Text, server_default="")
+    """Why it cannot be used, as the worker that had it written says; empty if it can."""
     __table_args__ = (UniqueConstraint("round", "context", "position"),)
 
 
@@ -166,7 +168,8 @@ class Trial(Base):
     """Which of the seeds."""
     seed: Mapped[int]
     recipe: Mapped[str]
-    """SHA-256 of everything that decides the adapter: base model, examples, hyper-parameters, seed."""
+    """SHA-256 of everything that decides the adapter: base model, what its examples follow from, hyper-parameters,
+    seed. Empty if there will be none."""
     state: Mapped[TrialState] = mapped_column(_stored(TrialState))
     adapter: Mapped[str | None]
     training: Mapped[dict[str, Any] | None] = mapped_column(JSON)

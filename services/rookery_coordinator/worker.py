@@ -1,4 +1,4 @@
-"""The coordinator's Celery worker: it asks teachers for self-edits and evaluators for scores.
+"""The coordinator's Celery worker: it asks teachers for self-edits and finds their faults, and evaluators for scores.
 
 It has no database: like every worker it claims jobs from the coordinator and reports to it.
 """
@@ -22,7 +22,7 @@ from rookery_shared.jobs.lease import Lease
 from rookery_shared.jobs.runner import JobRunner
 from rookery_shared.jobs.worker import connect_runner
 from rookery_shared.types import Question
-from rookery_shared.wire import questions_to_proto
+from rookery_shared.wire import context_from_proto, questions_to_proto
 
 STREAM_SECONDS = 3600.0
 """Longest that a teacher or an evaluator may take over one job."""
@@ -55,7 +55,7 @@ class Remote:
         return EvaluatorServiceStub(self._channel(target))
 
     def generate(self, claim: pb.ClaimResponse, lease: Lease) -> pb.CompleteRequest:
-        """All self-edits of the job, and questions for contexts that came without."""
+        """All self-edits of the job, each with its fault, and questions for contexts that came without."""
         work = claim.generate
         request = _generate_request(work)
         total = sum(len(assignment.seeds) for assignment in request.assignments)
@@ -68,9 +68,12 @@ class Remote:
         result = pb.CompleteRequest()
         questions_at = len(work.items)  # their assignments come after those of the self-edits
         for position, item in enumerate(work.items):
-            generated = result.generated.items.add()
+            generated, taught = result.generated.items.add(), context_from_proto(item.context)
             for index in range(len(item.seeds)):
-                generated.self_edits.append(_self_edit(written[position, index]))
+                lease.check()
+                response = written[position, index]
+                fault = find_domain(work.domain).fault(taught, response.text)
+                generated.self_edits.append(_self_edit(response, fault))
             if item.question_seeds:
                 texts = [written[questions_at, index].text for index in range(len(item.question_seeds))]
                 generated.questions.extend(_read_questions(work.domain, texts))
@@ -140,7 +143,7 @@ def _generate_request(work: pb.GenerateWork) -> teacher_service_pb2.GenerateSelf
     return request
 
 
-def _self_edit(response: teacher_service_pb2.GenerateSelfEditsResponse) -> pb.Generated.SelfEdit:
+def _self_edit(response: teacher_service_pb2.GenerateSelfEditsResponse, fault: str) -> pb.Generated.SelfEdit:
     return pb.Generated.SelfEdit(
         prompt=response.prompt,
         text=response.text,
@@ -149,6 +152,7 @@ def _self_edit(response: teacher_service_pb2.GenerateSelfEditsResponse) -> pb.Ge
         prompt_tokens=response.prompt_tokens,
         completion_tokens=response.completion_tokens,
         draws=response.draws,
+        fault=fault,
     )
 
 

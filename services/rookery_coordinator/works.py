@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session
 
 from rookery_coordinator import tables
 from rookery_coordinator.identifiers import new_id
+from rookery_coordinator.plans import PASSAGE_ONLY
 from rookery_coordinator.rewards import Measured
-from rookery_coordinator.types import AdaptationPlan, Limits, Role, RunPlan, Split, TrialState
+from rookery_coordinator.types import AdaptationPlan, Limits, Purpose, Role, RunPlan, Split, TrialState
 from rookery_shared.errors import UnknownProfile, UnknownResource
 from rookery_shared.types import Context, Demonstration, Question, TrainingRecord
 
@@ -133,6 +134,11 @@ def is_of_round(context: tables.Context, round_: tables.Round) -> bool:
     """As `round_contexts` finds them."""
     last = round_.first_context + round_.contexts
     return context.split is round_.split and round_.first_context <= context.position < last
+
+
+def learns_context_alone(round_: tables.Round) -> bool:
+    """Whether the round's trials learn without a self-edit: those that it has are blank."""
+    return round_.purpose is Purpose.BASELINE and round_.label == PASSAGE_ONLY
 
 
 def to_context(row: tables.Context) -> Context:

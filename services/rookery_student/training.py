@@ -1,4 +1,4 @@
-"""The student: trains the adapters of train jobs, those of several jobs together.
+"""The student: makes the examples of train jobs and trains their adapters, those of several jobs together.
 
 In the process that owns the device.
 """
@@ -9,10 +9,12 @@ from collections.abc import Mapping
 
 from rookery.internal.v1 import job_service_pb2 as pb
 from rookery_shared import log
+from rookery_shared.domains import Domain, domain_names, find_domain
+from rookery_shared.errors import OtherRules
 from rookery_shared.jobs.lease import Lease
 from rookery_shared.jobs.runner import Handler
 from rookery_shared.types import LoraRecipe
-from rookery_shared.wire import examples_from_proto, recipe_from_proto
+from rookery_shared.wire import context_from_proto, recipe_from_proto
 from rookery_student.settings import StudentSettings
 from rookery_training.workshop import Order, Workshop
 
@@ -29,21 +31,41 @@ class Student:
         self._workshop = workshop
 
     def train(self, claim: pb.ClaimResponse, lease: Lease) -> pb.CompleteRequest:
-        """An adapter of each trial, or the reason why there is none."""
-        work = claim.train
-        orders = [
-            Order(
+        """An adapter of each trial, or the reason why there is none.
+
+        Raises OtherRules, and what the workshop raises.
+        """
+        work, result = claim.train, pb.CompleteRequest(trained=pb.Trained())
+        domain, orders = _domain(work), list[Order]()
+        for trial in work.trials:
+            lease.check()
+            context = context_from_proto(trial.context)
+            fault = domain.fault(context, trial.self_edit) if trial.HasField("self_edit") else ""
+            if fault:
+                result.trained.failures[trial.id] = f"its self-edit cannot be used: {fault}"
+                continue
+            order = Order(
                 key=trial.id,
-                examples=examples_from_proto(trial.examples),
+                examples=domain.examples(context, trial.self_edit, seed=trial.seed),
                 recipe=recipe_from_proto(trial.recipe, default=LoraRecipe(), field="recipe"),
                 seed=trial.seed,
             )
-            for trial in work.trials
-        ]
-        result = pb.CompleteRequest(trained=pb.Trained())
-        for made in self._workshop.make(lease, work.student, orders):
+            orders.append(order)
+        for made in self._workshop.make(lease, work.student, orders) if orders else ():
             if made.adapter is None:
                 result.trained.failures[made.key] = made.failure
             else:
                 result.trained.adapters[made.key].CopyFrom(made.adapter)
         return result
+
+
+def _domain(work: pb.TrainWork) -> Domain:
+    """Raises OtherRules if examples would not come out as the coordinator names them."""
+    domain = find_domain(work.domain) if work.domain in domain_names() else None
+    if domain is None or domain.version != work.domain_version:
+        has = f"version {domain.version}" if domain else "no such domain"
+        raise OtherRules(
+            f"the job is of version {work.domain_version} of the domain {work.domain!r}; this student has {has}",
+            domain=work.domain,
+        )
+    return domain

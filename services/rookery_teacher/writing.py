@@ -5,6 +5,7 @@ A text that is blank, that its context has already, or that cannot be used teach
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
@@ -129,9 +130,9 @@ class Teacher:
             for i, seed in enumerate(assignment.seeds)
         ]
 
-        def unusable(draft: _Draft, text: str) -> bool:
+        async def unusable(draft: _Draft, text: str) -> bool:
             assignment = assignments[draft.assignment]
-            return not assignment.questions and bool(rules.fault(assignment.context, text))
+            return not assignment.questions and bool(await asyncio.to_thread(rules.fault, assignment.context, text))
 
         known: list[set[str]] = [{""} for _ in assignments]
         draws_left = redraws if sampling.temperature else 0  # a greedy text would come out the same
@@ -146,7 +147,7 @@ class Teacher:
                 async for finished in generations:
                     for generation in [finished] if draws > draws_left else in_order.add(finished):
                         draft, text = drafts[generation.request], generation.text.strip()
-                        if draws <= draws_left and (text in known[draft.assignment] or unusable(draft, text)):
+                        if draws <= draws_left and (text in known[draft.assignment] or await unusable(draft, text)):
                             again.append(replace(draft, seed=derive_seed(draft.seed, "again")))
                             continue
                         known[draft.assignment].add(text)

@@ -152,6 +152,19 @@ class Client:
         """Newest first."""
         return _pages(self._runs.ListRuns, run_service_pb2.ListRunsRequest, lambda r: r.runs)
 
+    def list_self_edits(
+        self,
+        run: str,
+        *,
+        round: int | None = None,  # noqa: A002  # as the field is called
+    ) -> Iterator[run_service_pb2.SelfEdit]:
+        """What was written in a run, or in one of its rounds, by round and context, and what came of it."""
+        return _pages(
+            self._runs.ListSelfEdits,
+            lambda **page: run_service_pb2.ListSelfEditsRequest(parent=run, round=round, **page),
+            lambda r: r.self_edits,
+        )
+
     def cancel_run(self, name: str) -> run_service_pb2.Run:
         return call(self._runs.CancelRun, run_service_pb2.CancelRunRequest(name=name))
 

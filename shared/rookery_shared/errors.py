@@ -249,6 +249,16 @@ class TrainingFailed(RookeryError):
     reason = "TRAINING_FAILED"
 
 
+class OtherRules(RookeryError):
+    """The worker makes other examples of a context than the coordinator takes them for: one is of another release.
+
+    Whoever runs both is in the middle of a change, so another attempt may succeed.
+    """
+
+    code = StatusCode.ABORTED
+    reason = "OTHER_RULES"
+
+
 class UnusableSelfEdits(RookeryError):
     """The teacher wrote nothing that an adaptation could be trained on."""
 

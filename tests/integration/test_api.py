@@ -474,6 +474,26 @@ def test_lists_come_in_pages(coordinator: Coordinator, client: Client) -> None:
     assert len(seen) == len(set(seen)) == everything(client)[1]
 
 
+def test_the_self_edits_of_a_run_are_listed(coordinator: Coordinator, client: Client) -> None:
+    """Without workers those that need no teacher: here of the passages alone."""
+    run = client.create_run(a_run(test_contexts=a_run().train_contexts))
+    first, second = client.list_self_edits(run.name)
+    assert (first.round, first.text, len(first.trials)) == (0, "", 1)
+    assert [*client.list_self_edits(run.name, round=0)] == [first, second]
+    assert [*client.list_self_edits(run.name, round=1)] == []
+    command = [sys.executable, "-m", "rookery.cli.app", "run", "self-edits", run.name, "--server", coordinator.target]
+    for options, said in (((), "1 planned"), (("--json",), "STATE_PLANNED"), (("--round", "1", "--json"), "[]")):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+        assert said in done.stdout
+    for name, round_ in (("runs/none", None), (run.name, 99)):
+        with pytest.raises(CallFailed):
+            [*client.list_self_edits(name, round=round_)]
+    request = run_service_pb2.ListSelfEditsRequest(parent=run.name, page_token="nonsense")
+    with open_channel(coordinator.target) as channel, pytest.raises(CallFailed) as caught:
+        call(RunServiceStub(channel).ListSelfEdits, request)
+    assert caught.value.reason == "INVALID_FIELD"
+
+
 def test_what_is_created_is_shown_with_its_defaults(client: Client) -> None:
     made = make_adaptation(client, recipe=Recipe(rank=8))
     shown = client.get_adaptation(made.name)

@@ -16,7 +16,8 @@ from rookery_coordinator import leases, outcomes, results, rounds
 from rookery_coordinator.database import Database
 from rookery_coordinator.tables import Context, Job, Outbox, Round, SelfEdit, Trial
 from rookery_coordinator.types import JobKind
-from rookery_coordinator.works import find_work
+from rookery_coordinator.works import find_work, plan_of, to_context
+from rookery_shared.domains import Domain, find_domain
 from rookery_shared.types import Question, TrainingRecord
 
 LEASE = 30.0
@@ -57,6 +58,8 @@ class Workers:
     """What teachers write for contexts without any."""
     text: Callable[[int], str] = lambda self_edit: ""
     """A self-edit, by its position; if it is empty, the workers' own."""
+    fault: Callable[[Domain, Context, str], str] = lambda domain, context, text: domain.fault(to_context(context), text)
+    """What is said of a self-edit."""
     redrawn: int = 0
     """Self-edits of each context that were drawn again."""
     forgetting: Callable[[int], float] = lambda self_edit: 0.0
@@ -127,16 +130,21 @@ class Workers:
         work, round_ = find_work(session, job.parent), session.get_one(Round, job.round)
         context = session.get_one(Context, context_id)
         seeds = rounds.self_edit_seeds(work, round_, context)
+        texts = [
+            self.text(i) or f"worth {self.worth(round_, context, i)} in round {round_.position}"
+            for i in range(len(seeds))
+        ]
         self_edits = [
             results.WrittenSelfEdit(
                 prompt=f"prompt of {context.title}",
-                text=self.text(i) or f"worth {self.worth(round_, context, i)} in round {round_.position}",
+                text=text,
                 seed=seed,
                 truncated=False,
                 prompt_tokens=1,
                 completion_tokens=1,
+                fault=self.fault(find_domain(plan_of(work).domain), context, text),
             )
-            for i, seed in enumerate(seeds)
+            for seed, text in zip(seeds, texts, strict=True)
         ]
         return results.Written(self_edits=self_edits, questions=self.questions, redrawn=self.redrawn)
 

@@ -13,8 +13,8 @@ TEACHER = "profiles/teacher"
 STUDENT = "profiles/student"
 
 
-def make_profiles(database: Database) -> None:
-    limits = Limits(trials_per_job=4)
+def make_profiles(database: Database, *, trials_per_job: int = 4) -> None:
+    limits = Limits(trials_per_job=trials_per_job)
     with database.write() as session:
         for name, role in ((TEACHER, Role.TEACHER), (STUDENT, Role.STUDENT)):
             submissions.create_profile(

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from rookery_shared.domains import find_domain
+from rookery.internal.v1.job_service_pb2 import Generated
+from rookery_shared.domains import few_shot, find_domain
+from rookery_shared.domains.few_shot import MOST_STEPS
 from rookery_shared.errors import InvalidField
 from rookery_shared.grids.augmentations import GROUPS
-from rookery_shared.grids.configuration import Configuration, Strategy, write_configuration
+from rookery_shared.grids.configuration import (
+    MOST_EPOCHS,
+    Configuration,
+    Strategy,
+    read_configuration,
+    write_configuration,
+)
 from rookery_shared.types import Context, Demonstration, LoraRecipe, Question
 
 DOMAIN = find_domain("few_shot")
@@ -72,7 +81,62 @@ def test_what_cannot_be_used_says_why() -> None:
     assert "JSON" in DOMAIN.fault(CONTEXT, "Here it is:")
     assert "JSON" in DOMAIN.fault(CONTEXT, "")
     everything = configured(**dict.fromkeys(GROUPS, True), num_train_epochs=4)
-    assert DOMAIN.fault(CONTEXT, everything) == "4 epochs of 250 examples are 500 steps; at most 375"
+    assert DOMAIN.fault(CONTEXT, everything) == "4 epochs of 188 examples or more are over 375 steps"
+
+
+@pytest.mark.parametrize(
+    "text", [r'{"\u0000": 1}', r'{"\ud800": 1}', r'{"data_generation": {"\ud800\u0000": 1}, "training": 1}']
+)
+def test_a_fault_can_be_stored_and_sent_whatever_the_teacher_wrote(text: str) -> None:
+    fault = DOMAIN.fault(CONTEXT, text)
+    assert fault.isprintable()
+    assert Generated.SelfEdit(fault=fault).fault == fault
+
+
+@pytest.mark.parametrize("epochs", range(1, MOST_EPOCHS + 1))
+def test_a_fault_is_what_is_over_the_step_limit(epochs: int) -> None:
+    for groups in ((), ("use_size_augmentations",), (*GROUPS,)):
+        flags = {group: group in groups for group in GROUPS}
+        self_edit = configured(**flags, num_train_epochs=epochs)
+        steps = epochs * len(DOMAIN.examples(CONTEXT, self_edit, seed=0)) // 2
+        assert (DOMAIN.fault(CONTEXT, self_edit) != "") == (steps > MOST_STEPS)
+
+
+def test_steps_are_counted_no_further_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    def is_small(task: object) -> bool:
+        made.append(task)
+        return True
+
+    monkeypatch.setattr(few_shot, "_is_small", is_small)
+    everything = dict.fromkeys(GROUPS, True)
+    assert DOMAIN.fault(CONTEXT, configured(**everything, num_train_epochs=3)) == ""
+    assert made == [], "250 examples, the most, are within the limit"
+    assert DOMAIN.fault(CONTEXT, configured(**everything, num_train_epochs=20))
+    assert len(made) == 38
+    assert len(DOMAIN.examples(CONTEXT, configured(**everything), seed=0)) == 250
+    assert len(made) > 38 + 250
+
+
+def test_random_configurations_have_no_fault_and_no_practice_is_made_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of texts, of grids, and of so many demonstrations that there is as much practice as there may be."""
+    many = tuple(Demonstration(input=f"{i} {j}", output=f"{j} {i}") for i in (1, 2, 3, 4) for j in (5, 6, 7))
+    contexts = [CONTEXT, WORDS, replace(CONTEXT, demonstrations=many)]
+    with monkeypatch.context() as patched:
+        for making in ("tasks_on_grids", "tasks_on_texts", "practice_on_grids", "practice_on_texts"):
+            patched.setattr(few_shot, making, None)
+        drawn = [
+            (context, seed, DOMAIN.baseline("random", context, seed=seed)) for context in contexts for seed in range(99)
+        ]
+    read = [read_configuration(self_edit) for _, _, self_edit in drawn]
+    assert {configuration.epochs for configuration in read} > {1, 2, 3, MOST_EPOCHS}
+    assert {group for configuration in read for group in configuration.groups} == {*GROUPS}
+    for context, seed, self_edit in drawn:
+        assert DOMAIN.fault(context, self_edit) == ""
+        if seed < 5:
+            steps = read_configuration(self_edit).epochs * len(DOMAIN.examples(context, self_edit, seed=seed)) // 2
+            assert steps <= MOST_STEPS
 
 
 def test_a_test_input_is_asked_in_six_ways_and_two_orders() -> None:

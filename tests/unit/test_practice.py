@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Sequence
+
+import pytest
 
 from rookery.grids import Grid, fits
 from rookery_shared.grids.augmentations import GROUPS
-from rookery_shared.grids.practice import MOST_TASKS, Practice, Shown, practice_on_grids, practice_on_texts
+from rookery_shared.grids.practice import (
+    MOST_TASKS,
+    Practice,
+    Shown,
+    most_tasks,
+    practice_on_grids,
+    practice_on_texts,
+    tasks_on_grids,
+)
 
 
 def fit(task: Practice[Grid]) -> bool:
@@ -58,6 +70,32 @@ def test_limits() -> None:
     assert all(len(grid[0]) <= 30 for task in wide for grid in task.sides)
 
     assert practice(DEMONSTRATIONS[:1], [*GROUPS], seed=0) == [], "nothing can be left out"
+
+
+def test_tasks_are_made_when_they_are_asked_for() -> None:
+    looked_at: list[Practice[Grid]] = []
+
+    def look(task: Practice[Grid]) -> bool:
+        looked_at.append(task)
+        return True
+
+    tasks = tasks_on_grids(DEMONSTRATIONS, [*GROUPS], rng=random.Random(0), accepts=look)
+    assert [*itertools.islice(tasks, 20)] == looked_at
+    assert len(looked_at) == 20
+    assert len([*tasks]) > 200
+
+
+@pytest.mark.parametrize(
+    "groups", [[], ["use_size_augmentations"], ["use_repeat_augmentations", "use_chain_augmentations"]]
+)
+@pytest.mark.parametrize("demonstrations", range(5))
+def test_the_most_that_can_come_of_demonstrations_is_known_beforehand(demonstrations: int, groups: list[str]) -> None:
+    some = [shown(colour + 1) for colour in range(demonstrations)]
+    texts = [Shown(str(colour), str(-colour)) for colour in range(demonstrations)]
+    most = most_tasks(demonstrations, groups)
+    assert (most > 0) == (demonstrations > 1)
+    assert len(practice(some, groups, seed=0)) <= most <= MOST_TASKS
+    assert len(practice_on_texts(texts, seed=0, accepts=lambda _: True)) <= most
 
 
 def test_texts_are_left_out_like_grids() -> None:

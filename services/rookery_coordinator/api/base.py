@@ -88,8 +88,11 @@ def page(
     newest_first: bool = False,
     size: int,
     token: str,
+    place: Callable[[Row], Sequence[Any]] | None = None,
 ) -> tuple[list[Row], str]:
     """One page, and the token of the next or "". The columns of `order` are unique together.
+
+    `place` gives their values for a row, if they are not its own.
 
     Raises InvalidField for a token that no page gave out.
     """
@@ -102,7 +105,8 @@ def page(
     rows = list(session.scalars(query))
     if len(rows) <= limit:
         return rows, ""
-    values = [getattr(rows[limit - 1], column.key) for column in order]
+    last_row = rows[limit - 1]
+    values = [*place(last_row)] if place else [getattr(last_row, column.key) for column in order]
     return rows[:limit], base64.urlsafe_b64encode(json.dumps(values).encode()).decode()
 
 

@@ -124,6 +124,7 @@ def _written(item: pb.Generated.Item) -> results.Written:
                 truncated=s.truncated,
                 prompt_tokens=s.prompt_tokens,
                 completion_tokens=s.completion_tokens,
+                fault=s.fault,
             )
             for s in item.self_edits
         ],

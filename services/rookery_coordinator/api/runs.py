@@ -13,6 +13,7 @@ from rookery_coordinator import rounds, submissions
 from rookery_coordinator.api.base import Units, page
 from rookery_coordinator.api.messages import run_message, timestamp
 from rookery_coordinator.api.requests import run_plan_from_proto
+from rookery_coordinator.api.self_edits import list_self_edits
 from rookery_coordinator.api.watching import Feed
 from rookery_coordinator.tables import Run
 from rookery_coordinator.types import State
@@ -57,6 +58,9 @@ class RunApi(RunServiceServicer):
             return pb.ListRunsResponse(runs=runs, next_page_token=token)
 
         return await self._units.read(read)
+
+    async def ListSelfEdits(self, request: pb.ListSelfEditsRequest, context: RpcContext) -> pb.ListSelfEditsResponse:
+        return await self._units.read(lambda session: list_self_edits(session, request))
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: RpcContext) -> pb.Run:
         return await self._change(request.name, lambda session, run: rounds.end_work(session, run, State.CANCELLED))

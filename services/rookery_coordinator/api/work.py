@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -13,7 +14,15 @@ from rookery_coordinator.api.messages import profile_message
 from rookery_coordinator.optimisers import optimiser_of
 from rookery_coordinator.tables import Context, Job, Round, SelfEdit, Trial
 from rookery_coordinator.types import JobKind, Purpose, Reward, RunPlan
-from rookery_coordinator.works import find_profile, find_work, limits_of, plan_of, policy_adapter, to_context
+from rookery_coordinator.works import (
+    find_profile,
+    find_work,
+    learns_context_alone,
+    limits_of,
+    plan_of,
+    policy_adapter,
+    to_context,
+)
 from rookery_shared.domains import find_domain
 from rookery_shared.seeds import derive_seed
 from rookery_shared.types import BASE_ADAPTER
@@ -50,15 +59,21 @@ def _generate(session: Session, job: Job, response: pb.ClaimResponse) -> None:
 
 
 def _train(session: Session, job: Job, response: pb.ClaimResponse) -> None:
-    work = find_work(session, job.parent)
+    """What examples are made of, not the examples: making them may take long, and a transaction is open."""
+    work, round_ = find_work(session, job.parent), session.get_one(Round, job.round)
     plan = plan_of(work)
     domain = find_domain(plan.domain)
     train = response.train
     train.student.CopyFrom(profile_message(find_profile(session, work.student)))
+    train.domain, train.domain_version = domain.name, domain.version
     for trial, self_edit, context in _trials(session, job):
-        examples = domain.examples(to_context(context), self_edit.text, seed=trial.seed)
-        recipe = recipe_to_proto(domain.recipe(self_edit.text, plan.student_recipe))
-        train.trials.add(id=trial.id, examples=examples_to_proto(examples), seed=trial.seed, recipe=recipe)
+        train.trials.add(
+            id=trial.id,
+            context=context_to_proto(replace(to_context(context), questions=())),
+            self_edit=None if learns_context_alone(round_) else self_edit.text,
+            seed=trial.seed,
+            recipe=recipe_to_proto(domain.recipe(self_edit.text, plan.student_recipe)),
+        )
 
 
 def _evaluate(session: Session, job: Job, response: pb.ClaimResponse) -> None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rookery.v1.adaptation_service_pb2 import State
 from rookery.v1.measurement_pb2 import Comparison, Measurement, Progress
-from rookery.v1.run_service_pb2 import Round, Run
+from rookery.v1.run_service_pb2 import Round, Run, SelfEdit
 
+SELF_EDIT_COLUMNS = ("round", "context", "", "trials", "reward", "gain", "kept", "text")
+MOST_SHOWN = 80
+"""Characters of a text in a table."""
 console = Console(width=None if sys.stdout.isatty() else 200)
 """Into a pipe or a file it writes wide lines, so that names stay whole."""
 
@@ -137,3 +142,25 @@ def _rounds(run: Run) -> Table:
 
 def _version(policy: str) -> str:
     return policy.rsplit("/", 1)[-1] if policy else ""
+
+
+def self_edit_row(written: SelfEdit) -> tuple[str, ...]:
+    """As `SELF_EDIT_COLUMNS` has it: trials by their states, a fault under the text."""
+    states = Counter(SelfEdit.Trial.State.Name(trial.state) for trial in written.trials)
+    text = _short(written.text)
+    return (
+        str(written.round),
+        escape(written.context),
+        str(written.index),
+        ", ".join(f"{count} {name.removeprefix('STATE_').lower()}" for name, count in states.items()),
+        f"{written.reward:.3f}" if written.HasField("reward") else "",
+        f"{written.gain:+.3f}" if written.HasField("gain") else "",
+        "yes" if written.kept else "",
+        escape(f"{text}\nof no use: {_short(written.fault)}" if written.fault else text),
+    )
+
+
+def _short(text: str) -> str:
+    """In one line, of what can be printed."""
+    text = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 1] + "…"

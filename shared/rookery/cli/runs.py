@@ -12,7 +12,17 @@ from rookery.cli import profiles
 from rookery.cli.adapt import Failed
 from rookery.cli.options import DEFAULT_SERVER, BatchSize, Epochs, Json, Rank, Rate, Seed, Server, Targets
 from rookery.cli.recipes import OPTIMISERS, OptimiserName, RewardName, grader, student_recipe
-from rookery.cli.render import as_dict, console, print_json, progress, run_tables, show_list, state
+from rookery.cli.render import (
+    SELF_EDIT_COLUMNS,
+    as_dict,
+    console,
+    print_json,
+    progress,
+    run_tables,
+    self_edit_row,
+    show_list,
+    state,
+)
 from rookery.cli.watching import follow
 from rookery.client import Client
 from rookery.datasets import holds_tasks, load_dataset, load_lines
@@ -180,6 +190,19 @@ def list_(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
     ]
     columns = ("name", "state", "progress", "teacher", "student", "created")
     show_list(runs, as_json=json, columns=columns, rows=rows)
+
+
+@app.command("self-edits")
+def self_edits(
+    name: Name,
+    round_: Annotated[Optional[int], typer.Option("--round", min=0, help="Only those of this round.")] = None,  # noqa: UP045
+    server: Server = DEFAULT_SERVER,
+    json: Json = False,
+) -> None:
+    """List what was written in a run and what came of it. With --json texts are whole."""
+    with Client(server) as client:
+        written = list(client.list_self_edits(run_name(name), round=round_))
+    show_list(written, as_json=json, columns=SELF_EDIT_COLUMNS, rows=map(self_edit_row, written))
 
 
 @app.command("watch")

@@ -280,7 +280,8 @@ class RunPlan(_message.Message):
     @_builtins.property
     def baselines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. Ways of adapting without a teacher that are measured on the test contexts beside its policies, each a row of
-        the report. Of the domain few_shot: "random", configurations drawn at random, and "oracle", every augmentation.
+        the report. Of the domain few_shot: "random", configurations drawn at random of those that are within the limit of
+        steps whatever comes of their augmentations, and "oracle", every augmentation.
         """
 
     def __init__(
@@ -517,6 +518,153 @@ class Round(_message.Message):
 Global___Round: _TypeAlias = Round  # noqa: Y015
 
 @_typing.final
+class SelfEdit(_message.Message):
+    """What was written for a context in a round."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Trial(_message.Message):
+        """One fine-tune on it."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _State:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SelfEdit.Trial._State.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            STATE_UNSPECIFIED: SelfEdit.Trial._State.ValueType  # 0
+            """Not a state."""
+            STATE_PLANNED: SelfEdit.Trial._State.ValueType  # 1
+            """It is to be trained."""
+            STATE_TRAINED: SelfEdit.Trial._State.ValueType  # 2
+            """It has an adapter, which is to be scored."""
+            STATE_SCORED: SelfEdit.Trial._State.ValueType  # 3
+            """It has ended with scores."""
+            STATE_REFUSED: SelfEdit.Trial._State.ValueType  # 4
+            """It has ended before it began: its self-edit has a fault, and counts with the lowest score."""
+            STATE_FAILED: SelfEdit.Trial._State.ValueType  # 5
+            """It has ended without an adapter, and counts for nothing."""
+
+        class State(_State, metaclass=_StateEnumTypeWrapper):
+            """How far it is."""
+
+        STATE_UNSPECIFIED: SelfEdit.Trial.State.ValueType  # 0
+        """Not a state."""
+        STATE_PLANNED: SelfEdit.Trial.State.ValueType  # 1
+        """It is to be trained."""
+        STATE_TRAINED: SelfEdit.Trial.State.ValueType  # 2
+        """It has an adapter, which is to be scored."""
+        STATE_SCORED: SelfEdit.Trial.State.ValueType  # 3
+        """It has ended with scores."""
+        STATE_REFUSED: SelfEdit.Trial.State.ValueType  # 4
+        """It has ended before it began: its self-edit has a fault, and counts with the lowest score."""
+        STATE_FAILED: SelfEdit.Trial.State.ValueType  # 5
+        """It has ended without an adapter, and counts for nothing."""
+
+        STATE_FIELD_NUMBER: _builtins.int
+        FAILURE_FIELD_NUMBER: _builtins.int
+        SCORE_BEFORE_FIELD_NUMBER: _builtins.int
+        SCORE_AFTER_FIELD_NUMBER: _builtins.int
+        ADAPTER_FIELD_NUMBER: _builtins.int
+        state: Global___SelfEdit.Trial.State.ValueType
+        """Output only."""
+        failure: _builtins.str
+        """Output only. Why it has no adapter, if it has failed or was refused."""
+        score_before: _builtins.float
+        """Output only. Score without the adapter. Unset before it is scored."""
+        score_after: _builtins.float
+        """Output only. Score with the adapter. Unset before it is scored."""
+        adapter: _builtins.str
+        """Output only. `adapters/{sha256}`; empty before it is trained."""
+        def __init__(
+            self,
+            *,
+            state: Global___SelfEdit.Trial.State.ValueType = ...,
+            failure: _builtins.str = ...,
+            score_before: _builtins.float | None = ...,
+            score_after: _builtins.float | None = ...,
+            adapter: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_score_after", b"_score_after", "_score_before", b"_score_before", "score_after", b"score_after", "score_before", b"score_before"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_score_after", b"_score_after", "_score_before", b"_score_before", "adapter", b"adapter", "failure", b"failure", "score_after", b"score_after", "score_before", b"score_before", "state", b"state"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__score_after: _TypeAlias = _typing.Literal["score_after"]  # noqa: Y015
+        _WhichOneofArgType__score_after: _TypeAlias = _typing.Literal["_score_after", b"_score_after"]  # noqa: Y015
+        _WhichOneofReturnType__score_before: _TypeAlias = _typing.Literal["score_before"]  # noqa: Y015
+        _WhichOneofArgType__score_before: _TypeAlias = _typing.Literal["_score_before", b"_score_before"]  # noqa: Y015
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__score_after) -> _WhichOneofReturnType__score_after | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__score_before) -> _WhichOneofReturnType__score_before | None: ...
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    TRIALS_FIELD_NUMBER: _builtins.int
+    REWARD_FIELD_NUMBER: _builtins.int
+    GAIN_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """Output only. Index of the round."""
+    context: _builtins.str
+    """Output only. Title of the context."""
+    index: _builtins.int
+    """Output only. Position among the self-edits of the round for this context, from 0."""
+    text: _builtins.str
+    """Output only. Blank where the context is learned alone."""
+    truncated: _builtins.bool
+    """Output only. It was cut at the token limit."""
+    fault: _builtins.str
+    """Output only. Why it cannot be used; empty if it can."""
+    reward: _builtins.float
+    """Output only. Mean over its trials of their score with the adapter, in the run's `reward_shape`. Those whose adapter
+    could not be trained do not count. Unset before there is any that does.
+    """
+    gain: _builtins.float
+    """Output only. Its reward less the score without an adapter. Unset as the reward."""
+    kept: _builtins.bool
+    """Output only. Its round's policy was trained on it."""
+    @_builtins.property
+    def trials(self) -> _containers.RepeatedCompositeFieldContainer[Global___SelfEdit.Trial]:
+        """Output only. Those that were planned so far, by their seeds."""
+
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        context: _builtins.str = ...,
+        index: _builtins.int = ...,
+        text: _builtins.str = ...,
+        truncated: _builtins.bool = ...,
+        fault: _builtins.str = ...,
+        trials: _abc.Iterable[Global___SelfEdit.Trial] | None = ...,
+        reward: _builtins.float | None = ...,
+        gain: _builtins.float | None = ...,
+        kept: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_reward", b"_reward", "gain", b"gain", "reward", b"reward"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gain", b"_gain", "_reward", b"_reward", "context", b"context", "fault", b"fault", "gain", b"gain", "index", b"index", "kept", b"kept", "reward", b"reward", "round", b"round", "text", b"text", "trials", b"trials", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gain: _TypeAlias = _typing.Literal["gain"]  # noqa: Y015
+    _WhichOneofArgType__gain: _TypeAlias = _typing.Literal["_gain", b"_gain"]  # noqa: Y015
+    _WhichOneofReturnType__reward: _TypeAlias = _typing.Literal["reward"]  # noqa: Y015
+    _WhichOneofArgType__reward: _TypeAlias = _typing.Literal["_reward", b"_reward"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gain) -> _WhichOneofReturnType__gain | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reward) -> _WhichOneofReturnType__reward | None: ...
+
+Global___SelfEdit: _TypeAlias = SelfEdit  # noqa: Y015
+
+@_typing.final
 class RunEvent(_message.Message):
     """Something that happened."""
 
@@ -649,6 +797,66 @@ class ListRunsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRunsResponse: _TypeAlias = ListRunsResponse  # noqa: Y015
+
+@_typing.final
+class ListSelfEditsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """Required. `runs/{run}`."""
+    round: _builtins.int
+    """Optional. Only those of the round with this index."""
+    page_size: _builtins.int
+    """Optional. At most this many, up to 1,000; default 100."""
+    page_token: _builtins.str
+    """Optional. From the previous response."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        round: _builtins.int | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_round", b"_round", "round", b"round"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_round", b"_round", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__round: _TypeAlias = _typing.Literal["round"]  # noqa: Y015
+    _WhichOneofArgType__round: _TypeAlias = _typing.Literal["_round", b"_round"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__round) -> _WhichOneofReturnType__round | None: ...
+
+Global___ListSelfEditsRequest: _TypeAlias = ListSelfEditsRequest  # noqa: Y015
+
+@_typing.final
+class ListSelfEditsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELF_EDITS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Output only. Empty on the last page."""
+    @_builtins.property
+    def self_edits(self) -> _containers.RepeatedCompositeFieldContainer[Global___SelfEdit]:
+        """Output only."""
+
+    def __init__(
+        self,
+        *,
+        self_edits: _abc.Iterable[Global___SelfEdit] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "self_edits", b"self_edits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSelfEditsResponse: _TypeAlias = ListSelfEditsResponse  # noqa: Y015
 
 @_typing.final
 class CancelRunRequest(_message.Message):

@@ -65,6 +65,11 @@ class RunServiceStub(object):
                 request_serializer=rookery_dot_v1_dot_run__service__pb2.ResumeRunRequest.SerializeToString,
                 response_deserializer=rookery_dot_v1_dot_run__service__pb2.Run.FromString,
                 _registered_method=True)
+        self.ListSelfEdits = channel.unary_unary(
+                '/rookery.v1.RunService/ListSelfEdits',
+                request_serializer=rookery_dot_v1_dot_run__service__pb2.ListSelfEditsRequest.SerializeToString,
+                response_deserializer=rookery_dot_v1_dot_run__service__pb2.ListSelfEditsResponse.FromString,
+                _registered_method=True)
         self.WatchRun = channel.unary_stream(
                 '/rookery.v1.RunService/WatchRun',
                 request_serializer=rookery_dot_v1_dot_run__service__pb2.WatchRunRequest.SerializeToString,
@@ -118,6 +123,13 @@ class RunServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSelfEdits(self, request, context):
+        """What teachers wrote in a run's rounds, and what came of it: by round, by context, in the order of their seeds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRun(self, request, context):
         """Everything that happened after a sequence number, then what happens, until the run has ended.
         """
@@ -157,6 +169,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.ResumeRun,
                     request_deserializer=rookery_dot_v1_dot_run__service__pb2.ResumeRunRequest.FromString,
                     response_serializer=rookery_dot_v1_dot_run__service__pb2.Run.SerializeToString,
+            ),
+            'ListSelfEdits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSelfEdits,
+                    request_deserializer=rookery_dot_v1_dot_run__service__pb2.ListSelfEditsRequest.FromString,
+                    response_serializer=rookery_dot_v1_dot_run__service__pb2.ListSelfEditsResponse.SerializeToString,
             ),
             'WatchRun': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRun,
@@ -327,6 +344,33 @@ class RunService(object):
             '/rookery.v1.RunService/ResumeRun',
             rookery_dot_v1_dot_run__service__pb2.ResumeRunRequest.SerializeToString,
             rookery_dot_v1_dot_run__service__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSelfEdits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rookery.v1.RunService/ListSelfEdits',
+            rookery_dot_v1_dot_run__service__pb2.ListSelfEditsRequest.SerializeToString,
+            rookery_dot_v1_dot_run__service__pb2.ListSelfEditsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class RunServiceStub:
     """Starts no further job of a run; those that run finish, and their results count. Has no effect unless it runs."""
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.Run]
     """Goes on with a paused run where it was. Has no effect on one that is not paused."""
+    ListSelfEdits: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ListSelfEditsRequest, _run_service_pb2.ListSelfEditsResponse]
+    """What teachers wrote in a run's rounds, and what came of it: by round, by context, in the order of their seeds."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.RunEvent]
     """Everything that happened after a sequence number, then what happens, until the run has ended."""
 
@@ -65,6 +67,8 @@ class RunServiceAsyncStub(RunServiceStub):
     """Starts no further job of a run; those that run finish, and their results count. Has no effect unless it runs."""
     ResumeRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ResumeRunRequest, _run_service_pb2.Run]  # type: ignore[assignment]
     """Goes on with a paused run where it was. Has no effect on one that is not paused."""
+    ListSelfEdits: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListSelfEditsRequest, _run_service_pb2.ListSelfEditsResponse]  # type: ignore[assignment]
+    """What teachers wrote in a run's rounds, and what came of it: by round, by context, in the order of their seeds."""
     WatchRun: _aio.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.RunEvent]  # type: ignore[assignment]
     """Everything that happened after a sequence number, then what happens, until the run has ended."""
 
@@ -118,6 +122,14 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.Run, _abc.Awaitable[_run_service_pb2.Run]]:
         """Goes on with a paused run where it was. Has no effect on one that is not paused."""
+
+    @_abc_1.abstractmethod
+    def ListSelfEdits(
+        self,
+        request: _run_service_pb2.ListSelfEditsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ListSelfEditsResponse, _abc.Awaitable[_run_service_pb2.ListSelfEditsResponse]]:
+        """What teachers wrote in a run's rounds, and what came of it: by round, by context, in the order of their seeds."""
 
     @_abc_1.abstractmethod
     def WatchRun(

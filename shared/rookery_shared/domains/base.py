@@ -24,6 +24,11 @@ class Domain(Protocol):
     def name(self) -> str: ...
 
     @property
+    def version(self) -> int:
+        """Of `examples`: rises when they come out otherwise. Adapters of another version are not reused."""
+        ...
+
+    @property
     def styles(self) -> Sequence[str]:
         """The prompts that it has for a teacher; the first is the default."""
         ...
@@ -68,19 +73,26 @@ class Domain(Protocol):
         ...
 
     def fault(self, context: Context, self_edit: str) -> str:
-        """Why a self-edit cannot be used; empty if it can. One that cannot earns the lowest reward, 0."""
+        """Why a self-edit cannot be used; empty if it can. One that cannot earns the lowest reward, 0.
+
+        May take a while, so it is not asked while a transaction is open; `examples` neither.
+        """
         ...
 
     def baseline(self, name: str, context: Context, *, seed: int) -> str:
-        """A self-edit of one of the baselines; it has no fault. Raises KeyError for another name."""
+        """A self-edit of one of the baselines; it has no fault. Takes no time. Raises KeyError for another name."""
         ...
 
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:
-        """What the student trains on. A blank self-edit leaves the context alone; no other has a fault."""
+        """What the student trains on. A blank self-edit leaves the context alone; no other has a fault.
+
+        Follows from these, the domain's version and nothing else; not from the context's questions.
+        """
         ...
 
     def recipe(self, self_edit: str, recipe: LoraRecipe) -> LoraRecipe:
-        """How the student trains on it: as the plan says, but for what the self-edit decides."""
+        """How the student trains on it: as the plan says, but for what the self-edit decides. One with a fault decides
+        nothing."""
         ...
 
     def question_prompt(self, context: Context) -> str:

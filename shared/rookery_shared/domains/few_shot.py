@@ -6,11 +6,12 @@ section 4.2 (arXiv 2506.10943) and its code.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rookery.grids import Grid, NotAGrid, fits, from_text, to_text
@@ -28,7 +29,15 @@ from rookery_shared.grids.configuration import (
     schema_to_write_by,
     write_configuration,
 )
-from rookery_shared.grids.practice import Practice, Shown, practice_on_grids, practice_on_texts
+from rookery_shared.grids.practice import (
+    Practice,
+    Shown,
+    most_tasks,
+    practice_on_grids,
+    practice_on_texts,
+    tasks_on_grids,
+    tasks_on_texts,
+)
 from rookery_shared.grids.voting import ATTEMPTS, elect
 from rookery_shared.types import Context, Demonstration, Example, LoraRecipe, Question, Schedule
 
@@ -41,7 +50,7 @@ ORDERS = 2
 BETWEEN_ATTEMPTS = "\n\n"
 EXACT, CELLS = "exact", "cells"
 RANDOM, ORACLE = "random", "oracle"
-"""Baselines: any configuration that can be used, and the one that the paper's authors chose for all tasks."""
+"""Baselines: any configuration that can surely be used, and the one that the paper's authors chose for all tasks."""
 
 _SELF_EDIT_PROMPT = (
     "You are configuring a training pipeline for the task below. Choose what to practise with and how to train.\n\n"
@@ -73,6 +82,7 @@ class FewShot:
     """The few-shot domain: tasks, and configurations to learn them by."""
 
     name = "few_shot"
+    version = 1
     styles: Sequence[str] = ("configuration",)
     graders: Sequence[str] = ("exact/grid-1", "cells/1", "loglik/1")
     rewards: Sequence[str] = (EXACT, CELLS)
@@ -121,13 +131,15 @@ class FewShot:
             configuration = read_configuration(self_edit)
         except BadConfiguration as bad:
             return str(bad)
-        examples = len(self._practice(context, configuration.groups, seed=0))
-        steps = configuration.epochs * examples // 2
-        if steps > MOST_STEPS:
-            return f"{configuration.epochs} epochs of {examples} examples are {steps} steps; at most {MOST_STEPS}"
-        return ""
+        if not _may_exceed(context, configuration):
+            return ""
+        one_more = _most_examples(configuration.epochs) + 1
+        if self._count(context, configuration.groups, most=one_more) < one_more:
+            return ""
+        return f"{configuration.epochs} epochs of {one_more} examples or more are over {MOST_STEPS} steps"
 
     def baseline(self, name: str, context: Context, *, seed: int) -> str:
+        """No practice is made for it: a random one is within the step limit however much comes of its augmentations."""
         if name == ORACLE:
             return write_configuration(
                 Configuration(
@@ -138,9 +150,9 @@ class FewShot:
                 )
             )
         rng = random.Random(seed)
-        while self.fault(context, drawn := write_configuration(draw_configuration(rng))):
-            pass  # it asks for too many steps
-        return drawn
+        while _may_exceed(context, drawn := draw_configuration(rng)):
+            pass
+        return write_configuration(drawn)
 
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:
         """Without a self-edit, practice without augmentations."""
@@ -151,9 +163,10 @@ class FewShot:
         ]
 
     def recipe(self, self_edit: str, recipe: LoraRecipe) -> LoraRecipe:
-        if not self_edit.strip():
+        try:
+            configuration = read_configuration(self_edit)
+        except BadConfiguration:
             return recipe
-        configuration = read_configuration(self_edit)
         return replace(
             recipe,
             learning_rate=configuration.learning_rate,
@@ -178,6 +191,17 @@ class FewShot:
             Practice(demonstrations=tuple(map(_to_texts, task.demonstrations)), asked=_to_texts(task.asked))
             for task in made
         ]
+
+    def _count(self, context: Context, groups: Sequence[str], *, most: int) -> int:
+        """How many examples there are for one seed, up to `most`: no more are made."""
+        shown, rng = _as_grids(context.demonstrations), random.Random(0)
+        tasks: Iterator[object]
+        if shown is None:
+            texts = [Shown(d.input, d.output) for d in context.demonstrations]
+            tasks = tasks_on_texts(texts, rng=rng, accepts=_is_short)
+        else:
+            tasks = tasks_on_grids(shown, groups, rng=rng, accepts=_is_small)
+        return sum(1 for _ in itertools.islice(tasks, most))
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
@@ -218,6 +242,17 @@ class FewShot:
     def score(self, reward: str, grades: Sequence[float]) -> float:
         """A task is solved if every test input is; cells and likelihoods have their mean."""
         return min(grades) if reward == EXACT else statistics.mean(grades)
+
+
+def _most_examples(epochs: int) -> int:
+    """With which so many epochs are within the step limit."""
+    return (2 * MOST_STEPS + 1) // epochs
+
+
+def _may_exceed(context: Context, configuration: Configuration) -> bool:
+    """Whether it could be over the step limit, by the most practice that could come of it."""
+    examples = most_tasks(len(context.demonstrations), configuration.groups)
+    return examples > _most_examples(configuration.epochs)
 
 
 def _shown(pairs: Sequence[tuple[str, str]]) -> str:

@@ -83,6 +83,7 @@ class Knowledge:
     """The knowledge domain: passages and questions about them."""
 
     name = "knowledge"
+    version = 1
     styles: Sequence[str] = tuple(SELF_EDIT_PROMPTS)
     graders: Sequence[str] = NAMES
     rewards: Sequence[str] = (LOGLIK, *GRADERS, JUDGE)

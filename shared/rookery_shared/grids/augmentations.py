@@ -61,7 +61,8 @@ def translate(grid: Grid, *, down: int, right: int) -> Grid:
 
 def enlarge(grid: Grid, *, rows: int = 1, columns: int = 1) -> Grid:
     """Each cell becomes a block of so many rows and columns."""
-    return tuple(tuple(cell for cell in row for _ in range(columns)) for row in grid for _ in range(rows))
+    wide = (tuple(cell for cell in row for _ in range(columns)) for row in grid)
+    return tuple(row for row in wide for _ in range(rows))
 
 
 def shrink(grid: Grid, *, rows: int = 1, columns: int = 1) -> Grid:
@@ -75,7 +76,7 @@ def repeat(grid: Grid, *, rows: int = 1, columns: int = 1) -> Grid:
 
 
 def recolour(grid: Grid, colours: Sequence[int]) -> Grid:
-    return tuple(tuple(colours[cell] for cell in row) for row in grid)
+    return tuple(tuple(map(colours.__getitem__, row)) for row in grid)
 
 
 # --- the augmentations -----------------------------------------------------------------------------------------------

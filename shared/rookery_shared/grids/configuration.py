@@ -128,7 +128,7 @@ def _has_keys(value: object, what: str, keys: list[str]) -> None:
     if not isinstance(value, dict):
         raise BadConfiguration(f"{what} is no JSON object")
     if {*value} != {*keys}:
-        wrong = ", ".join(sorted({*value} ^ {*keys}))
+        wrong = ", ".join(map(repr, sorted({*value} ^ {*keys})))  # of a key all that can be printed, stored and sent
         raise BadConfiguration(f"{what} must have the keys {', '.join(keys)}; missing or unknown: {wrong}")
 
 

@@ -6,8 +6,9 @@ The rules are those of the SEAL paper's code, with its sets put in order, so tha
 from __future__ import annotations
 
 import itertools
+import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -15,6 +16,8 @@ from rookery.grids import Grid
 from rookery_shared.grids.augmentations import GROUPS, Drawn, draw_colours
 
 MOST_TASKS = 250
+_LEFT_OUT = (1, 2)
+"""How many demonstrations are left out at a time."""
 
 Side = TypeVar("Side")
 """A grid or a text."""
@@ -41,6 +44,14 @@ class Practice(Generic[Side]):
             yield from (shown.input, shown.output)
 
 
+def most_tasks(demonstrations: int, groups: Sequence[str]) -> int:
+    """No more come of so many demonstrations, whatever they hold: known without making any."""
+    plain = sum(count * math.comb(demonstrations, count) for count in _LEFT_OUT if count < demonstrations)
+    changed = plain * (1 + sum(len(GROUPS[group]) for group in groups))
+    recoloured = changed if groups else 0
+    return min(2 * (changed + recoloured), MOST_TASKS)  # twice: each in another order as well
+
+
 def practice_on_grids(
     demonstrations: Sequence[Shown[Grid]],
     groups: Sequence[str],
@@ -48,36 +59,65 @@ def practice_on_grids(
     seed: int,
     accepts: Callable[[Practice[Grid]], bool],
 ) -> list[Practice[Grid]]:
-    """At most `MOST_TASKS` different tasks, in random order; `accepts` may refuse one, as too large.
-
-    `groups` are names in `GROUPS`. With any of them, colours are permuted as well; the order of the demonstrations
-    always is. Too few demonstrations leave nothing.
-    """
+    """At most `MOST_TASKS` of `tasks_on_grids`, in random order."""
     rng = random.Random(seed)
-    plain = _left_out(demonstrations)
-    augmentations = [augmentation for group in groups for augmentation in GROUPS[group]]
-    made = plain + [_changed(task, augmentation.draw(rng)) for augmentation in augmentations for task in plain]
-    if groups:
-        made += [_changed(task, draw_colours(rng)) for task in made]
-    return _chosen(made, rng, accepts)
+    return _chosen(tasks_on_grids(demonstrations, groups, rng=rng, accepts=accepts), rng)
 
 
 def practice_on_texts(
     demonstrations: Sequence[Shown[str]], *, seed: int, accepts: Callable[[Practice[str]], bool]
 ) -> list[Practice[str]]:
+    """At most `MOST_TASKS` of `tasks_on_texts`, in random order."""
+    rng = random.Random(seed)
+    return _chosen(tasks_on_texts(demonstrations, rng=rng, accepts=accepts), rng)
+
+
+def tasks_on_grids(
+    demonstrations: Sequence[Shown[Grid]],
+    groups: Sequence[str],
+    *,
+    rng: random.Random,
+    accepts: Callable[[Practice[Grid]], bool],
+) -> Iterator[Practice[Grid]]:
+    """All different tasks, each made when it is asked for; `accepts` may refuse one, as too large.
+
+    `groups` are names in `GROUPS`. With any of them, colours are permuted as well; the order of the demonstrations
+    always is. Too few demonstrations leave nothing.
+    """
+    return _different(_reordered(_augmented(demonstrations, groups, rng), rng), accepts)
+
+
+def tasks_on_texts(
+    demonstrations: Sequence[Shown[str]], *, rng: random.Random, accepts: Callable[[Practice[str]], bool]
+) -> Iterator[Practice[str]]:
     """The same without augmentations, which texts have none of."""
-    return _chosen(_left_out(demonstrations), random.Random(seed), accepts)
+    return _different(_reordered(_left_out(demonstrations), rng), accepts)
 
 
-def _left_out(demonstrations: Sequence[Shown[Side]]) -> list[Practice[Side]]:
+def _left_out(demonstrations: Sequence[Shown[Side]]) -> Iterator[Practice[Side]]:
     """One left out, and two; each of them is asked for, with what remains shown."""
-    made: list[Practice[Side]] = []
-    for count in (1, 2):
+    for count in _LEFT_OUT:
         for places in itertools.combinations(range(len(demonstrations)), count):
             rest = tuple(shown for place, shown in enumerate(demonstrations) if place not in places)
             if rest:
-                made += [Practice(demonstrations=rest, asked=demonstrations[place]) for place in places]
-    return made
+                for place in places:
+                    yield Practice(demonstrations=rest, asked=demonstrations[place])
+
+
+def _augmented(
+    demonstrations: Sequence[Shown[Grid]], groups: Sequence[str], rng: random.Random
+) -> Iterator[Practice[Grid]]:
+    """As they are, then under every augmentation, then all of these in other colours."""
+    plain = [*_left_out(demonstrations)]
+    yield from plain
+    made = [*plain]
+    for augmentation in (augmentation for group in groups for augmentation in GROUPS[group]):
+        for task in plain:
+            made.append(_changed(task, augmentation.draw(rng)))
+            yield made[-1]
+    if groups:
+        for task in made:
+            yield _changed(task, draw_colours(rng))
 
 
 def _changed(task: Practice[Grid], drawn: Drawn) -> Practice[Grid]:
@@ -87,17 +127,27 @@ def _changed(task: Practice[Grid], drawn: Drawn) -> Practice[Grid]:
     return Practice(demonstrations=tuple(map(change, task.demonstrations)), asked=change(task.asked))
 
 
-def _chosen(
-    made: Sequence[Practice[Side]], rng: random.Random, accepts: Callable[[Practice[Side]], bool]
-) -> list[Practice[Side]]:
-    """With their demonstrations in other orders as well."""
-    shuffled = [
-        Practice(
-            demonstrations=tuple(rng.sample(task.demonstrations, len(task.demonstrations))),
-            asked=task.asked,
-        )
-        for task in made
-    ]
-    unique = [task for task in dict.fromkeys([*made, *shuffled]) if accepts(task)]
-    rng.shuffle(unique)
-    return unique[:MOST_TASKS]
+def _reordered(made: Iterable[Practice[Side]], rng: random.Random) -> Iterator[Practice[Side]]:
+    """All of them, then all with their demonstrations in another order."""
+    first: list[Practice[Side]] = []
+    for task in made:
+        first.append(task)
+        yield task
+    for task in first:
+        shuffled = tuple(rng.sample(task.demonstrations, len(task.demonstrations)))
+        yield Practice(demonstrations=shuffled, asked=task.asked)
+
+
+def _different(made: Iterable[Practice[Side]], accepts: Callable[[Practice[Side]], bool]) -> Iterator[Practice[Side]]:
+    seen: set[Practice[Side]] = set()
+    for task in made:
+        if task not in seen:
+            seen.add(task)
+            if accepts(task):
+                yield task
+
+
+def _chosen(tasks: Iterable[Practice[Side]], rng: random.Random) -> list[Practice[Side]]:
+    made = [*tasks]
+    rng.shuffle(made)
+    return made[:MOST_TASKS]

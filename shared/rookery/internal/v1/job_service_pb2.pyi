@@ -212,37 +212,51 @@ class TrainWork(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         ID_FIELD_NUMBER: _builtins.int
-        EXAMPLES_FIELD_NUMBER: _builtins.int
         SEED_FIELD_NUMBER: _builtins.int
         RECIPE_FIELD_NUMBER: _builtins.int
+        CONTEXT_FIELD_NUMBER: _builtins.int
+        SELF_EDIT_FIELD_NUMBER: _builtins.int
         id: _builtins.str
         """Output only."""
         seed: _builtins.int
         """Output only."""
-        @_builtins.property
-        def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
-            """Output only."""
-
+        self_edit: _builtins.str
+        """Output only. What it is learned by. Unset to learn the context alone."""
         @_builtins.property
         def recipe(self) -> _recipe_pb2.LoraRecipe:
             """Output only. How it is trained; a self-edit may have a say in it."""
+
+        @_builtins.property
+        def context(self) -> _context_pb2.Context:
+            """Output only. What is learned, without its questions: no example depends on them."""
 
         def __init__(
             self,
             *,
             id: _builtins.str = ...,
-            examples: _abc.Iterable[Global___Example] | None = ...,
             seed: _builtins.int = ...,
             recipe: _recipe_pb2.LoraRecipe | None = ...,
+            context: _context_pb2.Context | None = ...,
+            self_edit: _builtins.str | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["recipe", b"recipe"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_self_edit", b"_self_edit", "context", b"context", "recipe", b"recipe", "self_edit", b"self_edit"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "id", b"id", "recipe", b"recipe", "seed", b"seed"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_self_edit", b"_self_edit", "context", b"context", "id", b"id", "recipe", b"recipe", "seed", b"seed", "self_edit", b"self_edit"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
+        _WhichOneofReturnType__self_edit: _TypeAlias = _typing.Literal["self_edit"]  # noqa: Y015
+        _WhichOneofArgType__self_edit: _TypeAlias = _typing.Literal["_self_edit", b"_self_edit"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__self_edit) -> _WhichOneofReturnType__self_edit | None: ...
 
     STUDENT_FIELD_NUMBER: _builtins.int
     TRIALS_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    DOMAIN_VERSION_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    """Output only. Makes the examples of each trial."""
+    domain_version: _builtins.int
+    """Output only. Version of the domain's rules for examples. A student that has another trains nothing, since adapters
+    are found again by it.
+    """
     @_builtins.property
     def student(self) -> _model_service_pb2.Profile:
         """Output only."""
@@ -256,10 +270,12 @@ class TrainWork(_message.Message):
         *,
         student: _model_service_pb2.Profile | None = ...,
         trials: _abc.Iterable[Global___TrainWork.Trial] | None = ...,
+        domain: _builtins.str = ...,
+        domain_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["student", b"student"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["student", b"student", "trials", b"trials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "domain_version", b"domain_version", "student", b"student", "trials", b"trials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -649,6 +665,7 @@ class Generated(_message.Message):
         PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
         COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
         DRAWS_FIELD_NUMBER: _builtins.int
+        FAULT_FIELD_NUMBER: _builtins.int
         prompt: _builtins.str
         """Required."""
         text: _builtins.str
@@ -663,6 +680,8 @@ class Generated(_message.Message):
         """Required."""
         draws: _builtins.int
         """Required. How many draws there were for it."""
+        fault: _builtins.str
+        """Optional. Why it cannot be used; empty if it can. The coordinator goes by it, students look again."""
         def __init__(
             self,
             *,
@@ -673,10 +692,11 @@ class Generated(_message.Message):
             prompt_tokens: _builtins.int = ...,
             completion_tokens: _builtins.int = ...,
             draws: _builtins.int = ...,
+            fault: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "draws", b"draws", "prompt", b"prompt", "prompt_tokens", b"prompt_tokens", "seed", b"seed", "text", b"text", "truncated", b"truncated"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "draws", b"draws", "fault", b"fault", "prompt", b"prompt", "prompt_tokens", b"prompt_tokens", "seed", b"seed", "text", b"text", "truncated", b"truncated"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
