@@ -87,6 +87,8 @@ def readme(text: str) -> str:
     """The README for a values.yaml."""
     rows = []
     for value in read_values(text):
+        if not value.default and not value.comment:
+            continue
         default = f"`{value.default}`" if value.default else ""
         rows.append(f"| `{value.path}` | {default} | {value.comment.replace('|', chr(92) + '|')} |")
     return "\n".join([HEAD, "| value | default | |", "|---|---|---|", *rows, ""])

@@ -23,6 +23,9 @@ spec:
   replicas: {{ $w.replicas | int }}
   {{- end }}
   revisionHistoryLimit: 3
+  {{- if .port }}
+  progressDeadlineSeconds: {{ add (int .startup) 600 }}
+  {{- end }}
   strategy:
     {{- if eq ($w.strategy | default "RollingUpdate") "Recreate" }}
     type: Recreate
@@ -37,6 +40,7 @@ spec:
     metadata:
       labels:
         {{- include "rookery.selector" . | nindent 8 }}
+        rookery/metrics: "true"
       {{- with $w.podAnnotations }}
       annotations:
         {{- toYaml . | nindent 8 }}
@@ -144,7 +148,7 @@ spec:
     horizontalPodAutoscalerConfig:
       behavior:
         scaleDown:
-          stabilizationWindowSeconds: {{ $w.keda.cooldownSeconds | int }}
+          stabilizationWindowSeconds: {{ min 3600 ($w.keda.cooldownSeconds | int) }}
           policies:
             - {type: Pods, value: 1, periodSeconds: 60}
   triggers:
