@@ -14,8 +14,8 @@ CHART = Path(__file__).parent / "rookery"
 HEAD = """\
 # Rookery on Kubernetes
 
-A coordinator, its worker, and for each teacher and each student of `teachers` and `students` what serves and trains it, each a
-Deployment of its own: a profile is added, replaced or removed by a change of values that touches no other workload.
+A coordinator, its worker, and for each teacher and each student of `teachers` and `students` what serves and trains it,
+each a Deployment of its own: a profile is added, replaced or removed by a change of values that touches no other workload.
 PostgreSQL, a broker (Redis or RabbitMQ) and S3 are yours; their secrets have to be in the namespace:
 
 ```console
@@ -29,8 +29,8 @@ $ helm test rookery
 ```
 
 [Examples](../examples): one GPU shared by all, three GPUs, a pool of 0 to 32 students on spot nodes, a teacher at an
-endpoint. `dev.*` starts a PostgreSQL, a Redis and an S3 server that forget everything. There is no authentication: the network
-policies say who may call, if the cluster's network enforces them.
+endpoint. `dev.*` starts a PostgreSQL, a Redis and an S3 server that forget everything. There is no authentication: the
+network policies say who may call, if the cluster's network enforces them.
 
 ## Values
 
@@ -67,8 +67,12 @@ def _walk(mapping: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator[
 
 
 def _is_one_value(mapping: yaml.MappingNode, lines: list[str]) -> bool:
-    """Whether none of its keys has a comment: it is a default as a whole."""
-    return not any(_comment_above(key.start_mark.line, lines) for key, _ in mapping.value)
+    """Whether no key in it has a comment: it is a default as a whole."""
+    return not any(
+        _comment_above(key.start_mark.line, lines)
+        or (isinstance(value, yaml.MappingNode) and not _is_one_value(value, lines))
+        for key, value in mapping.value
+    )
 
 
 def _comment_above(line: int, lines: list[str]) -> str:

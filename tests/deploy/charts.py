@@ -168,7 +168,9 @@ def chart() -> Chart:
 def render(values: Mapping[str, Any], *, name: str = "", revision: int = 1) -> Rendering:
     """Raises HelmValuesError for values that the schema refuses, HelmRenderError for those that the chart does."""
     texts = chart().render(dict(values), name="rookery", namespace="ml", revision=revision)
-    return Rendering(name=name, values=values, texts={k.removeprefix("rookery/templates/"): v for k, v in texts.items()})
+    return Rendering(
+        name=name, values=values, texts={k.removeprefix("rookery/templates/"): v for k, v in texts.items()}
+    )
 
 
 @lru_cache

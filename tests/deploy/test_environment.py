@@ -44,7 +44,16 @@ PLACES = {
     "evaluator": "rookery-evaluator",
 }
 """Where the values have `settings`, and of which command."""
-STORE = {"store_url", "s3_endpoint", "s3_region", "s3_secure", "s3_access_key", "s3_secret_key", "cache_folder", "cache_bytes"}
+STORE = {
+    "store_url",
+    "s3_endpoint",
+    "s3_region",
+    "s3_secure",
+    "s3_access_key",
+    "s3_secret_key",
+    "cache_folder",
+    "cache_bytes",
+}
 NOT_SAID: dict[str, set[str]] = {
     "coordinator": {"address", "job_address", "coordinator_target", "job_service_target"},
     "relay": {"address", "job_address", "coordinator_target", "job_service_target", "relays", "drain_seconds", *STORE},
@@ -162,7 +171,11 @@ def test_targets_are_services_with_those_ports(rendered: Rendering) -> None:
     for _, container in rendered.ours():
         environment = told(container)
         targets = [v for k, v in environment.items() if k.endswith("_TARGET")]
-        targets += [value for flag, value in zip(container["command"], container["command"][1:], strict=False) if flag == "--server"]
+        targets += [
+            value
+            for flag, value in zip(container["command"], container["command"][1:], strict=False)
+            if flag == "--server"
+        ]
         for target in targets:
             of = teachers if "-teacher-" in target else students
             for profile in of if "{profile}" in target else [""]:
@@ -171,8 +184,14 @@ def test_targets_are_services_with_those_ports(rendered: Rendering) -> None:
 
 
 def test_defaults_of_the_services_are_the_ports_of_the_chart() -> None:
-    ports = {component(pod): container["ports"] for pod, container in rendering("a pair").ours() if "ports" in container}
-    for name, kind in (("coordinator", CoordinatorSettings), ("teacher", TeacherSettings), ("evaluator", EvaluatorSettings)):
+    ports = {
+        component(pod): container["ports"] for pod, container in rendering("a pair").ours() if "ports" in container
+    }
+    for name, kind in (
+        ("coordinator", CoordinatorSettings),
+        ("teacher", TeacherSettings),
+        ("evaluator", EvaluatorSettings),
+    ):
         address = kind.model_fields["address"].default
         assert {"name": "grpc", "containerPort": int(address.rpartition(":")[2])} in ports[name]
     assert {"name": "jobs", "containerPort": 7071} in ports["coordinator"]

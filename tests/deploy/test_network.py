@@ -45,7 +45,9 @@ def lets_through(made: Rendering, pod: Manifest, direction: str, other: Manifest
     side = "from" if direction == "ingress" else "to"
     return any(
         port in [p["port"] for p in rule["ports"]]
-        and (side not in rule or any(matches(peer["podSelector"], other) for peer in rule[side] if "podSelector" in peer))
+        and (
+            side not in rule or any(matches(peer["podSelector"], other) for peer in rule[side] if "podSelector" in peer)
+        )
         for rule in rules(made, pod, direction)
     )
 
