@@ -15,8 +15,8 @@ HEAD = """\
 # Rookery on Kubernetes
 
 A coordinator, its worker, and for each teacher and each student of `teachers` and `students` what serves and trains it,
-each a Deployment of its own: a profile is added, replaced or removed by a change of values that touches no other workload.
-PostgreSQL, a broker (Redis or RabbitMQ) and S3 are yours; their secrets have to be in the namespace:
+each a Deployment of its own: a profile is added, replaced or removed by a change of values that touches no other
+workload. PostgreSQL, a broker (Redis or RabbitMQ) and S3 are yours; their secrets have to be in the namespace:
 
 ```console
 $ kubectl create secret generic rookery-database \\

@@ -22,7 +22,7 @@ def environment(container: Manifest) -> dict[str, Any]:
 
 
 def selects(selector: dict[str, str], pod: Manifest) -> bool:
-    return selector.items() <= pod["metadata"]["labels"].items()
+    return bool(selector.items() <= pod["metadata"]["labels"].items())
 
 
 # --- pods -----------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_no_secret_is_written_down(rendered: Rendering) -> None:
 def test_probes(rendered: Rendering) -> None:
     """Servers are asked by gRPC, where they listen; workers at their metrics. Jobs and tests end by themselves."""
     for pod, container in rendered.ours():
-        probes = [container.get(f"{name}Probe") for name in ("startup", "readiness", "liveness")]
+        probes: list[Any] = [container.get(f"{name}Probe") for name in ("startup", "readiness", "liveness")]
         if pod["kind"] != "Deployment":
             assert probes == [None, None, None]
             continue

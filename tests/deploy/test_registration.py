@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from rookery import Client
+from rookery.cli.app import app
+from rookery.errors import CallFailed
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER
 from tests.deploy.charts import REMOTE, STUDENT, TEACHER, component, render
 from tests.servers.coordinators import start_coordinators
@@ -26,12 +27,10 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield running[0].target
 
 
-def run(command: list[str], target: str) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], target: str) -> Result:
     """As the pod would, at another address."""
     assert command[0] == "rookery"
-    told = [target if word.startswith("dns:///") else word for word in command[1:]]
-    argv = [sys.executable, "-m", "rookery.cli.app", *told]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    return CliRunner().invoke(app, [target if word.startswith("dns:///") else word for word in command[1:]])
 
 
 def commands(values: dict[str, Any], kind: str, of: str) -> list[list[str]]:
@@ -47,7 +46,7 @@ def test_profiles_are_registered_once_and_the_test_sees_them(target: str) -> Non
     assert len(registrations) == 3
     for command in (*registrations, registrations[0]):
         done = run(command, target)
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.exception
     with Client(target) as client:
         found = {profile.name.removeprefix("profiles/"): profile for profile in client.list_profiles()}
     assert (found["alpha"].role, found["alpha"].model.source) == (ROLE_TEACHER, "hub/alpha")
@@ -58,7 +57,7 @@ def test_profiles_are_registered_once_and_the_test_sees_them(target: str) -> Non
 
     (test,) = commands(VALUES, "Pod", "test")
     done = run(test, target)
-    assert done.returncode == 0
+    assert done.exit_code == 0
     assert "hub/beta" in done.stdout
 
 
@@ -71,8 +70,8 @@ def test_another_profile_of_the_name_is_refused(target: str, change: dict[str, A
         "limits": {"maxNewTokens": 77},
     }
     (first,) = commands({"teachers": [own]}, "Job", "registration")
-    assert run(first, target).returncode == 0
+    assert run(first, target).exit_code == 0
     (second,) = commands({"teachers": [{**own, **change}]}, "Job", "registration")
-    done = run(second, target)
-    assert done.returncode == 1
-    assert "NAME_TAKEN" in done.stderr
+    refused = run(second, target).exception
+    assert isinstance(refused, CallFailed)
+    assert refused.reason == "NAME_TAKEN"

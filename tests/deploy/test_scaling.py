@@ -47,7 +47,13 @@ def database(postgres_url: str) -> Iterator[Database]:
     with opened.write() as session:
         for names, role in ((TEACHERS, Role.TEACHER), (STUDENTS, Role.STUDENT)):
             for name in names:
-                profile = {"name": f"profiles/{name}", "role": role, "source": "m", "revision": "", "chat": False}
+                profile: dict[str, Any] = {
+                    "name": f"profiles/{name}",
+                    "role": role,
+                    "source": "m",
+                    "revision": "",
+                    "chat": False,
+                }
                 create_profile(session, engine="transformers", dtype="float32", limits=Limits(), **profile)
     with opened.write() as session:
         work: dict[str, Any] = {"policy": 0, "plan": {}, "state": State.RUNNING}
