@@ -127,7 +127,7 @@ def test_no_secret_is_written_down(rendered: Rendering) -> None:
             for name, value in environment(container).items():
                 if re.search(r"(KEY|TOKEN|PASSWORD|SECRET|DATABASE_URL|BROKER_URL)$", name):
                     own_redis = rendered.name == "tried out" and name == "ROOKERY_BROKER_URL"
-                    composed = name == "RCLONE_AUTH_KEY" and value == "$(ACCESS_KEY),$(SECRET_KEY)"
+                    composed = name == "RCLONE_AUTH_KEY" and value == '"$(ACCESS_KEY),$(SECRET_KEY)"'
                     assert own_redis or composed or "secretKeyRef" in value, f"{pod['name']}: {name}"
     assert not re.search(r"://[^\s\"]*:[^\s\"]*@", json.dumps(rendered.manifests))
 

@@ -94,5 +94,5 @@ spec:
 - name: SECRET_KEY
   valueFrom:
     secretKeyRef: {name: {{ .Values.store.existingSecret }}, key: {{ .Values.store.secretKeyKey }}}
-- {name: RCLONE_AUTH_KEY, value: "$(ACCESS_KEY),$(SECRET_KEY)"}
+- {name: RCLONE_AUTH_KEY, value: '"$(ACCESS_KEY),$(SECRET_KEY)"'}
 {{- end }}
