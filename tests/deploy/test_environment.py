@@ -220,3 +220,14 @@ def test_a_teacher_at_an_endpoint_has_no_trainer_and_the_others_have() -> None:
     assert told(container)["ROOKERY_OPENAI_URL"] == "http://vllm:8000/v1"
     key = [entry for entry in container["env"] if entry["name"] == "ROOKERY_OPENAI_KEY"]
     assert key == [{"name": "ROOKERY_OPENAI_KEY", "valueFrom": {"secretKeyRef": {"name": "far-away", "key": "key"}}}]
+
+
+def test_the_hub_is_asked_with_the_secrets_token_or_not_at_all() -> None:
+    for name, variables in (("many profiles", {"HF_TOKEN"}), ("narrow network", {"HF_HUB_OFFLINE"}), ("a pair", set())):
+        for pod, container in rendering(name).ours():
+            of_the_hub = {entry["name"]: entry for entry in container.get("env", []) if entry["name"].startswith("HF_")}
+            if of_the_hub:
+                assert {*of_the_hub} == {"HF_HOME", *variables}, pod["name"]
+            assert ("HF_HOME" in of_the_hub) == (component(pod) in {"teacher", "trainer", "student", "evaluator"})
+            if "HF_TOKEN" in of_the_hub:
+                assert of_the_hub["HF_TOKEN"]["valueFrom"] == {"secretKeyRef": {"name": "hub", "key": "token"}}

@@ -12,8 +12,9 @@ import pytest
 
 from rookery_shared.jobs.worker import SHUTDOWN_SECONDS
 from rookery_shared.rpc.server import END_SECONDS
-from tests.deploy.charts import VALUES, Manifest, Rendering, component, rendering, seconds_in
+from tests.deploy.charts import STUDENT, VALUES, Manifest, Rendering, component, render, rendering, seconds_in
 
+OTHER = {"image": {"tag": "other"}}
 SERVERS = {"coordinator": 7070, "teacher": 7072, "evaluator": 7073}
 
 
@@ -95,6 +96,38 @@ def test_images_are_of_a_version(rendered: Rendering) -> None:
         for container in pod["spec"]["containers"]:
             assert re.search(r"(@sha256:[0-9a-f]{64}|:[\w.-]+)$", container["image"]), container["image"]
             assert not container["image"].endswith(":latest")
+
+
+def test_images_are_those_of_the_values() -> None:
+    made = rendering("elsewhere")
+    images = {component(pod): container["image"] for pod, container in made.ours()}
+    assert images["coordinator"] == f"registry.example.com/ml/rookery-coordinator@sha256:{'0' * 64}"
+    assert images["trainer"] == images["teacher"] == "registry.example.com/ml/rookery-teacher:1.2.3-cuda"
+    assert images["student"] == "registry.example.com/ml/rookery-student:0.1.0"
+    assert all(pod["spec"]["imagePullSecrets"] == [{"name": "registry"}] for pod in made.pods)
+    own = render({"images": {"student": {"digest": f"sha256:{'1' * 64}"}}, "students": [{**STUDENT, "trainer": OTHER}]})
+    (student,) = [container for pod, container in own.ours() if component(pod) == "student"]
+    assert student["image"] == "rookery-student:other"
+
+
+def test_a_profile_goes_where_its_gpus_are() -> None:
+    made = rendering("one place")
+    for pod, container in made.ours():
+        if pod["kind"] != "Deployment" or "rookery/profile" not in pod["metadata"]["labels"]:
+            assert "runtimeClassName" not in pod["spec"]
+            continue
+        spec = pod["spec"]
+        assert container["resources"]["limits"] == {"amd.com/gpu": 2}
+        assert (spec["runtimeClassName"], spec["priorityClassName"]) == ("nvidia", "high")
+        assert spec["nodeSelector"] == {"pool": "gpu"}
+        assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+        assert spec["topologySpreadConstraints"][0]["topologyKey"] == "kubernetes.io/hostname"
+        memory = {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}}
+        assert memory in spec["volumes"]
+        assert {"name": "shared-memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
+        assert pod["metadata"]["annotations"] == {"note": "x"}
+        assert environment(container)["NCCL_DEBUG"] == "WARN"
+        assert made.one("Deployment", pod["name"])["spec"]["replicas"] == 3
 
 
 def test_what_is_written_to_is_mounted(rendered: Rendering) -> None:
