@@ -47,7 +47,7 @@ chaos: $(VENV)/dev
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy shared services tests proto
+	$(BIN)/mypy shared services tests proto deploy
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/lint-imports
 	cd proto && $(abspath $(BIN))/buf lint
 

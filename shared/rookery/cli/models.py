@@ -12,6 +12,7 @@ import typer
 from rookery.cli.options import DEFAULT_SERVER, Json, Server
 from rookery.cli.render import show, show_list
 from rookery.client import Client
+from rookery.errors import CallFailed
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER, Limits, ModelSource, Profile, Role
 
 app = typer.Typer(help="Teachers and students.", no_args_is_help=True)
@@ -56,6 +57,7 @@ def create(
     max_new_tokens: Annotated[int, typer.Option(help="Longest self-edit or answer; 0 takes the default.")] = 0,
     max_rank: Annotated[int, typer.Option(help="Highest LoRA rank that the engine serves; 0 takes the default.")] = 0,
     trials_per_job: Annotated[int, typer.Option(help="Most trials in a train job; 0 takes the default.")] = 0,
+    if_absent: Annotated[bool, typer.Option("--if-absent", help="It is no error if it is there already.")] = False,
     server: Server = DEFAULT_SERVER,
     json: Json = False,
 ) -> None:
@@ -75,7 +77,22 @@ def create(
         ),
     )
     with Client(server) as client:
-        _show(client.create_profile(profile), as_json=json)
+        try:
+            created = client.create_profile(profile)
+        except CallFailed as error:
+            if not if_absent or error.reason != "NAME_TAKEN":
+                raise
+            created = client.get_profile(profile.name)
+            if not is_as_asked(created, profile):
+                raise
+        _show(created, as_json=json)
+
+
+def is_as_asked(found: Profile, asked: Profile) -> bool:
+    """Whether a profile is what was asked for, as far as that was said."""
+    limits = ((getattr(found.limits, f.name), getattr(asked.limits, f.name)) for f in Limits.DESCRIPTOR.fields)
+    same = all(getattr(found, f) == getattr(asked, f) for f in ("name", "role", "model", "engine", "dtype", "chat"))
+    return same and all(has == wants for has, wants in limits if wants)
 
 
 @app.command("get")

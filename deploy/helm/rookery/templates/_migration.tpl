@@ -1,0 +1,35 @@
+{{/* Before what needs them. A database that comes with the release is there only after it. */}}
+{{- define "rookery.hook" -}}
+{{- if and .Values.migrations.hook (not .Values.dev.postgres.enabled) -}}
+helm.sh/hook: pre-install,pre-upgrade
+helm.sh/hook-delete-policy: before-hook-creation
+{{- end }}
+{{- end }}
+
+{{- define "rookery.migration" -}}
+backoffLimit: {{ .root.Values.migrations.retries | int }}
+template:
+  metadata:
+    labels:
+      {{- include "rookery.selector" . | nindent 6 }}
+  spec:
+    {{- include "rookery.podStart" . | nindent 4 }}
+    restartPolicy: OnFailure
+    containers:
+      - name: migration
+        image: {{ include "rookery.image" (dict "root" .root "image" "coordinator") }}
+        imagePullPolicy: {{ .root.Values.images.pullPolicy }}
+        command: ["rookery-coordinator", "migrate"]
+        env:
+          {{- include "rookery.env.common" . | nindent 10 }}
+          {{- include "rookery.env.database" . | nindent 10 }}
+        resources:
+          {{- toYaml .root.Values.migrations.resources | nindent 10 }}
+        securityContext:
+          {{- include "rookery.containerSecurity" . | nindent 10 }}
+        volumeMounts:
+          - {name: tmp, mountPath: /tmp}
+    volumes:
+      - name: tmp
+        emptyDir: {}
+{{- end }}

@@ -1,0 +1,142 @@
+"""The network policies let through what the processes are told to call, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.deploy.charts import Manifest, Rendering, component, rendering
+
+TO: dict[str, set[tuple[str, int]]] = {
+    "coordinator": set(),
+    "relay": set(),
+    "worker": {("coordinator", 7071), ("teacher", 7072), ("evaluator", 7073)},
+    "teacher": {("coordinator", 7070)},
+    "trainer": {("coordinator", 7070), ("coordinator", 7071)},
+    "student": {("coordinator", 7070), ("coordinator", 7071)},
+    "evaluator": {("coordinator", 7070)},
+    "registration": {("coordinator", 7070)},
+    "test": {("coordinator", 7070)},
+    "migration": set(),
+}
+"""Whom each component calls."""
+OUTSIDE = {"ROOKERY_DATABASE_URL": 5432, "ROOKERY_BROKER_URL": 6379, "ROOKERY_STORE_URL": 443}
+"""What a process that is told it may reach elsewhere."""
+PORTS = (7070, 7071, 7072, 7073)
+
+
+def matches(selector: Manifest, pod: Manifest) -> bool:
+    return bool(selector.get("matchLabels", {}).items() <= pod["metadata"]["labels"].items())
+
+
+def policies_of(made: Rendering, pod: Manifest) -> list[Manifest]:
+    return [p["spec"] for p in made.of("NetworkPolicy") if matches(p["spec"]["podSelector"], pod)]
+
+
+def rules(made: Rendering, pod: Manifest, direction: str) -> Iterator[Any]:
+    for policy in policies_of(made, pod):
+        yield from policy.get(direction, [])
+
+
+def lets_through(made: Rendering, pod: Manifest, direction: str, other: Manifest, port: int) -> bool:
+    """Whether a pod may be talked to by (ingress), or talk to (egress), another of the namespace."""
+    side = "from" if direction == "ingress" else "to"
+    return any(
+        port in [p["port"] for p in rule["ports"]]
+        and (
+            side not in rule or any(matches(peer["podSelector"], other) for peer in rule[side] if "podSelector" in peer)
+        )
+        for rule in rules(made, pod, direction)
+    )
+
+
+def may_call(made: Rendering, caller: Manifest, server: Manifest, port: int) -> bool:
+    to = lets_through(made, caller, "egress", server, port)
+    return to and lets_through(made, server, "ingress", caller, port)
+
+
+def test_all_pods_are_denied_all_and_have_a_policy_of_their_own(rendered: Rendering) -> None:
+    if rendered.name == "open network":
+        assert rendered.of("NetworkPolicy") == []
+        return
+    (denial,) = [p for p in rendered.of("NetworkPolicy") if p["metadata"]["name"].endswith("-default-deny")]
+    assert not {"ingress", "egress"} & {*denial["spec"]}
+    for pod in rendered.pods:
+        assert matches(denial["spec"]["podSelector"], pod)
+        own = [policy for policy in policies_of(rendered, pod) if policy != denial["spec"]]
+        assert len(own) == 1, pod["name"]
+        assert own[0]["policyTypes"] == ["Ingress", "Egress"]
+        assert own[0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == component(pod)
+
+
+@pytest.mark.parametrize("name", ["many profiles", "relays", "narrow network"])
+def test_components_reach_whom_they_call_and_nobody_else(name: str) -> None:
+    made = rendering(name)
+    ours = [pod for pod, _ in made.ours()]
+    servers = [pod for pod in ours if pod["kind"] == "Deployment"]
+    for caller in ours:
+        for server in servers:
+            for port in PORTS:
+                wanted = (component(server), port) in TO[component(caller)]
+                found = may_call(made, caller, server, port)
+                assert found == wanted, f"{caller['name']} to {server['name']}:{port}"
+
+
+def test_components_reach_what_they_are_told_of_outside_and_nothing_else() -> None:
+    made = rendering("narrow network")
+    for pod, container in made.ours():
+        told = {entry["name"] for entry in container.get("env", [])}
+        wanted = {port for name, port in OUTSIDE.items() if name in told}
+        peers = [rule for rule in rules(made, pod, "egress") if not any("podSelector" in p for p in rule.get("to", []))]
+        found = {p["port"] for rule in peers for p in rule["ports"]} - {53}
+        assert found == wanted, pod["name"]
+        assert all(rule.get("to") for rule in peers if {53} != {p["port"] for p in rule["ports"]}), pod["name"]
+
+
+def test_only_those_with_a_model_reach_the_hub() -> None:
+    made = rendering("many profiles")
+    for pod, container in made.ours():
+        hub = [r for r in rules(made, pod, "egress") if "to" not in r and [p["port"] for p in r["ports"]] == [443]]
+        told = {entry["name"] for entry in container.get("env", [])}
+        judge, store = "ROOKERY_JUDGE_URL" in told, "ROOKERY_STORE_URL" in told
+        loads = "HF_HOME" in told and "ROOKERY_OPENAI_URL" not in told
+        assert len(hub) == store + loads + judge, pod["name"]
+
+
+def test_an_endpoint_is_reached_by_its_teacher_alone() -> None:
+    made = rendering("many profiles")
+    reaching = {
+        pod["name"]
+        for pod in made.pods
+        if any(8000 in [p["port"] for p in rule["ports"]] for rule in rules(made, pod, "egress"))
+    }
+    assert reaching == {"rookery-teacher-far"}
+
+
+def test_clients_and_monitoring_are_let_in_as_the_values_say() -> None:
+    stranger = {"metadata": {"labels": {"app": "notebook"}}}
+    for name, wanted in (("a pair", True), ("narrow network", False)):
+        made = rendering(name)
+        for pod, container in made.ours():
+            if pod["kind"] != "Deployment":
+                continue
+            is_coordinator = component(pod) == "coordinator"
+            assert lets_through(made, pod, "ingress", stranger, 7070) == (wanted and is_coordinator), pod["name"]
+            assert not lets_through(made, pod, "ingress", stranger, 7071)
+            (port,) = [p["containerPort"] for p in container["ports"] if p["name"] == "metrics"]
+            scraped = [r for r in rules(made, pod, "ingress") if port in [p["port"] for p in r["ports"]]]
+            assert bool(scraped) == wanted
+            assert all("namespaceSelector" in peer for rule in scraped for peer in rule["from"])
+
+
+def test_development_servers_are_reached_by_those_who_are_told_of_them() -> None:
+    made = rendering("tried out")
+    servers = {"postgres": ("ROOKERY_DATABASE_URL", 5432), "redis": ("ROOKERY_BROKER_URL", 6379)}
+    servers["s3"] = ("ROOKERY_STORE_URL", 9000)
+    for name, (variable, port) in servers.items():
+        (server,) = [pod for pod in made.pods if component(pod) == name]
+        for pod, container in made.ours():
+            told = variable in {entry["name"] for entry in container.get("env", [])}
+            assert may_call(made, pod, server, port) == told, f"{pod['name']} to {name}"
