@@ -293,7 +293,7 @@ def main() -> None:
         "--shapes", nargs="+", default=["tiny", "4m", "10m"], choices=SHAPES, help="the first with all contenders"
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8, 32, 128])
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=5)
     arguments = parser.parse_args()
     dtypes = [getattr(torch, name) for name in arguments.dtypes]
     first, *others = arguments.shapes
