@@ -31,6 +31,10 @@ class _Entry:
     """None without a scored trial."""
 
     @property
+    def is_refused(self) -> bool:
+        return any(trial.state is TrialState.REFUSED for trial in self.trials)
+
+    @property
     def sample(self) -> Sample:
         row = self.self_edit
         return Sample(prompt=row.prompt, text=row.text, truncated=row.truncated)
@@ -42,10 +46,11 @@ def next_heats(session: Session, plan: RunPlan, round_: Round) -> list[tuple[Sel
     fields: list[racing.Field] = []
     for context in round_contexts(session, round_):
         entries = _entries(session, plan, round_.id, context)
-        scored.append([entry for entry in entries if entry.earned])
+        racers = [entry for entry in entries if not entry.is_refused]  # the others have lost, and nothing to train
+        scored.append([entry for entry in racers if entry.earned])
         fields.append(
             racing.Field(
-                scores=[entry.earned.scores for entry in entries if entry.earned],
+                scores=[entry.earned.scores for entry in racers if entry.earned],
                 left=round_.self_edits * round_.seeds - sum(len(entry.trials) for entry in entries),
             )
         )

@@ -185,18 +185,21 @@ def apply_generated(session: Session, job: Job, written: Sequence[Written]) -> N
 
 def _refused_trial(work: Work, round_: Round, self_edit: SelfEdit, position: int) -> Trial:
     """A trial that has ended before it began."""
-    return Trial(
+    trial = Trial(
         id=new_id(),
         round=round_.id,
         self_edit=self_edit.id,
         position=position,
         seed=_trial_seed(work, position),
         recipe="",
-        state=TrialState.REFUSED,
-        failure=self_edit.fault,
-        score_before=LOWEST_SCORE,
-        score_after=LOWEST_SCORE,
     )
+    _refuse(trial, self_edit.fault)
+    return trial
+
+
+def _refuse(trial: Trial, fault: str) -> None:
+    trial.state, trial.failure = TrialState.REFUSED, fault
+    trial.score_before = trial.score_after = LOWEST_SCORE
 
 
 def _trial_seed(work: Work, position: int) -> int:
@@ -288,9 +291,16 @@ def _enqueue_trials(session: Session, work: Work, round_: Round, kind: JobKind, 
 
 
 def apply_trained(
-    session: Session, job: Job, adapters: Mapping[str, TrainedAdapter], failures: Mapping[str, str]
+    session: Session,
+    job: Job,
+    adapters: Mapping[str, TrainedAdapter],
+    failures: Mapping[str, str],
+    refused: Mapping[str, str],
 ) -> None:
-    """Register the adapters of a train job's trials and have them evaluated; a trial may have failed instead."""
+    """Register the adapters of a train job's trials and have them evaluated; a trial may have failed instead.
+
+    `refused` are those whose self-edit the student found a fault in, of which nobody had told.
+    """
     work, round_ = _work_of(session, job)
     student, rank = find_profile(session, work.student), plan_of(work).student_recipe.rank
     made: list[str] = []
@@ -299,6 +309,10 @@ def apply_trained(
         if trial_id in failures:
             trial.state, trial.failure = TrialState.FAILED, failures[trial_id]
             tell(session, work.name, f"round {round_.position}: a trial failed: {trial.failure}")
+            continue
+        if trial_id in refused:
+            session.get_one(SelfEdit, trial.self_edit).fault = refused[trial_id]
+            _refuse(trial, refused[trial_id])
             continue
         trained = adapters[trial_id]
         adapter = session.get(Adapter, trained.name)  # two equal self-edits in one job make one adapter

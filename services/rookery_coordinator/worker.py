@@ -27,6 +27,8 @@ from rookery_shared.wire import context_from_proto, questions_to_proto
 STREAM_SECONDS = 3600.0
 """Longest that a teacher or an evaluator may take over one job."""
 ACTIVATE_SECONDS = 300.0
+LONGEST_FAULT = 500
+"""Characters: a fault may quote what the teacher wrote."""
 
 Stub = TypeVar("Stub")
 
@@ -72,7 +74,7 @@ class Remote:
             for index in range(len(item.seeds)):
                 lease.check()
                 response = written[position, index]
-                fault = find_domain(work.domain).fault(taught, response.text)
+                fault = find_domain(work.domain).fault(taught, response.text)[:LONGEST_FAULT]
                 generated.self_edits.append(_self_edit(response, fault))
             if item.question_seeds:
                 texts = [written[questions_at, index].text for index in range(len(item.question_seeds))]

@@ -14,7 +14,7 @@ from rookery_shared.errors import OtherRules
 from rookery_shared.jobs.lease import Lease
 from rookery_shared.jobs.runner import Handler
 from rookery_shared.types import LoraRecipe
-from rookery_shared.wire import context_from_proto, recipe_from_proto
+from rookery_shared.wire import context_from_proto, examples_from_proto, recipe_from_proto
 from rookery_student.settings import StudentSettings
 from rookery_training.workshop import Order, Workshop
 
@@ -31,7 +31,7 @@ class Student:
         self._workshop = workshop
 
     def train(self, claim: pb.ClaimResponse, lease: Lease) -> pb.CompleteRequest:
-        """An adapter of each trial, or the reason why there is none.
+        """An adapter of each trial, or the reason why there is none: it failed, or its self-edit has a fault.
 
         Raises OtherRules, and what the workshop raises.
         """
@@ -40,13 +40,15 @@ class Student:
         for trial in work.trials:
             lease.check()
             context = context_from_proto(trial.context)
-            fault = domain.fault(context, trial.self_edit) if trial.HasField("self_edit") else ""
+            fault = domain.fault(context, trial.self_edit) if domain and trial.HasField("self_edit") else ""
             if fault:
-                result.trained.failures[trial.id] = f"its self-edit cannot be used: {fault}"
+                result.trained.refused[trial.id] = fault
                 continue
             order = Order(
                 key=trial.id,
-                examples=domain.examples(context, trial.self_edit, seed=trial.seed),
+                examples=domain.examples(context, trial.self_edit, seed=trial.seed)
+                if domain
+                else examples_from_proto(trial.examples),
                 recipe=recipe_from_proto(trial.recipe, default=LoraRecipe(), field="recipe"),
                 seed=trial.seed,
             )
@@ -59,8 +61,13 @@ class Student:
         return result
 
 
-def _domain(work: pb.TrainWork) -> Domain:
-    """Raises OtherRules if examples would not come out as the coordinator names them."""
+def _domain(work: pb.TrainWork) -> Domain | None:
+    """None if the coordinator made the examples, as the release before did.
+
+    Raises OtherRules if examples would not come out as the coordinator names them.
+    """
+    if not work.domain:
+        return None
     domain = find_domain(work.domain) if work.domain in domain_names() else None
     if domain is None or domain.version != work.domain_version:
         has = f"version {domain.version}" if domain else "no such domain"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -488,10 +489,13 @@ def test_the_self_edits_of_a_run_are_listed(coordinator: Coordinator, client: Cl
     for name, round_ in (("runs/none", None), (run.name, 99)):
         with pytest.raises(CallFailed):
             [*client.list_self_edits(name, round=round_)]
-    request = run_service_pb2.ListSelfEditsRequest(parent=run.name, page_token="nonsense")
-    with open_channel(coordinator.target) as channel, pytest.raises(CallFailed) as caught:
-        call(RunServiceStub(channel).ListSelfEdits, request)
-    assert caught.value.reason == "INVALID_FIELD"
+    values: list[Any] = [["a", 0, 0], [[0], 0, 0], [1e30, 0, 0], [2**70, 0, 0], [True, 0, 0], [0, 0], {}]
+    forged = [base64.urlsafe_b64encode(json.dumps(value).encode()).decode() for value in values]
+    for token in ("nonsense", *forged):
+        request = run_service_pb2.ListSelfEditsRequest(parent=run.name, page_token=token)
+        with open_channel(coordinator.target) as channel, pytest.raises(CallFailed) as caught:
+            call(RunServiceStub(channel).ListSelfEdits, request)
+        assert caught.value.reason == "INVALID_FIELD"
 
 
 def test_what_is_created_is_shown_with_its_defaults(client: Client) -> None:

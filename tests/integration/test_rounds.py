@@ -527,6 +527,22 @@ def test_a_race_goes_on_without_those_that_failed(database: Database, workers: W
     assert sum(spent.values()) <= 3 * 4
 
 
+def test_a_race_goes_on_without_those_that_are_of_no_use(database: Database, workers: Workers) -> None:
+    """Where all score nothing, they are as good as any: but there is nothing to train."""
+    workers.worth = lambda round_, context, i: 0.0
+    workers.refuses = lambda context, self_edit, seed: self_edit == 0
+    plan = replace(PLAN, rounds=1, seeds=4, control=False, seed_allocation=SeedAllocation.RACE)
+    name = make_run(database, plan, train=1, test=0)
+    workers.run_all()
+    with database.read() as session:
+        assert find_run(session, name).state is State.SUCCEEDED
+        query = select(SelfEdit.position, Trial.state).join(Trial, Trial.self_edit == SelfEdit.id)
+        states = [state for position, state in session.execute(query) if position == 0]
+        others = [state for position, state in session.execute(query) if position != 0]
+    assert states == [TrialState.REFUSED], "once"
+    assert len(others) > 2, "the others race"
+
+
 def test_a_plan_of_an_earlier_release_goes_on_as_it_began(database: Database, workers: Workers) -> None:
     name = make_run(database)
     with database.write() as session:

@@ -241,7 +241,7 @@ def test_trials_learn_their_context_without_its_questions_by_their_self_edit(dat
 
 
 def test_a_fault_that_is_not_reported_leaves_the_trial_to_the_student(database: Database) -> None:
-    """Even one that is blank is no context alone. It is claimed as it is, and fails there, alone."""
+    """Even one that is blank is no context alone. It is claimed as it is, and refused there, alone."""
     make_profiles(database)
     name = adapt(database, few_shot_context("a"), self_edits=3)
     workers = Workers(database)
@@ -254,15 +254,17 @@ def test_a_fault_that_is_not_reported_leaves_the_trial_to_the_student(database: 
     assert [trial.self_edit for trial in trials] == ["Here it is:", " ", CONFIGURATION]
     assert all(trial.HasField("self_edit") for trial in trials)
     assert [trial.recipe.epochs for trial in trials] == [10, 10, 1], "as planned where it cannot be read"
-    workers.fails = lambda context, self_edit, seed: self_edit < 2
+    workers.refuses = lambda context, self_edit, seed: self_edit < 2
     workers.do(job, epoch)
     workers.run_all()
     with database.read() as session:
         assert session.get_one(Adaptation, name).state is State.SUCCEEDED
+        told = session.scalars(select(SelfEdit.fault).order_by(SelfEdit.position)).all()
+        assert told == ["no good", "no good", ""]
         states = session.scalars(
             select(Trial.state).join(SelfEdit, SelfEdit.id == Trial.self_edit).order_by(SelfEdit.position)
         ).all()
-        assert states == [TrialState.FAILED, TrialState.FAILED, TrialState.SCORED]
+        assert states == [TrialState.REFUSED, TrialState.REFUSED, TrialState.SCORED]
 
 
 def test_what_is_said_of_a_self_edit_is_stored_and_believed(database: Database) -> None:

@@ -50,6 +50,8 @@ class Workers:
     worth: Worth = no_worth
     fails: Callable[[Context, int, int], bool] = lambda context, self_edit, seed: False
     """Whether a trial's training fails, by its context and the positions of its self-edit and its seed."""
+    refuses: Callable[[Context, int, int], bool] = lambda context, self_edit, seed: False
+    """Whether a student finds a fault in a trial's self-edit, likewise."""
     luck: Luck = no_luck
     """What a trial's seed adds to its self-edit's worth, by its context and both positions."""
     blank: int = 0
@@ -111,8 +113,9 @@ class Workers:
                 rounds.apply_generated(session, job, [self._written(session, job, c) for c in job.scope])
             case JobKind.TRAIN:
                 adapters = {trial: self.make_adapter(job, trial) for trial in job.scope}
-                failures = {trial: "no luck" for trial in job.scope if self._fails(session, trial)}
-                rounds.apply_trained(session, job, adapters, failures)
+                failures = {trial: "no luck" for trial in job.scope if self._is(self.fails, session, trial)}
+                refused = {trial: "no good" for trial in job.scope if self._is(self.refuses, session, trial)}
+                rounds.apply_trained(session, job, adapters, failures, refused)
             case JobKind.EVALUATE:
                 items = [self._evaluated(session, trial) for trial in job.scope]
                 rounds.apply_evaluated(session, job, items, base_model="m", graders=["exact/1"])
@@ -121,10 +124,10 @@ class Workers:
             case JobKind.ACTIVATE:
                 pass
 
-    def _fails(self, session: Session, trial_id: str) -> bool:
+    def _is(self, which: Callable[[Context, int, int], bool], session: Session, trial_id: str) -> bool:
         trial = session.get_one(Trial, trial_id)
         self_edit = session.get_one(SelfEdit, trial.self_edit)
-        return self.fails(session.get_one(Context, self_edit.context), self_edit.position, trial.position)
+        return which(session.get_one(Context, self_edit.context), self_edit.position, trial.position)
 
     def _written(self, session: Session, job: Job, context_id: str) -> results.Written:
         work, round_ = find_work(session, job.parent), session.get_one(Round, job.round)

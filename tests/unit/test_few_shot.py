@@ -9,7 +9,7 @@ import pytest
 
 from rookery.internal.v1.job_service_pb2 import Generated
 from rookery_shared.domains import few_shot, find_domain
-from rookery_shared.domains.few_shot import MOST_STEPS
+from rookery_shared.domains.few_shot import MOST_DEMONSTRATIONS, MOST_STEPS
 from rookery_shared.errors import InvalidField
 from rookery_shared.grids.augmentations import GROUPS
 from rookery_shared.grids.configuration import (
@@ -192,6 +192,7 @@ def test_a_task_is_solved_if_every_input_is() -> None:
             "c.demonstrations[3]",
         ),
         (Context(title="t", demonstrations=CONTEXT.demonstrations), "c.questions"),
+        (replace(CONTEXT, demonstrations=CONTEXT.demonstrations[:1] * (MOST_DEMONSTRATIONS + 1)), "c.demonstrations"),
     ],
 )
 def test_a_context_that_is_no_task_is_refused(context: Context, field: str) -> None:

@@ -66,7 +66,7 @@ def of_version(domain: Domain, version: int) -> Domain:
         {"recipe": LoraRecipe(epochs=1)},
         {"seed": 1},
     ],
-    ids=str,
+    ids=lambda changes: next(iter(changes)),
 )
 def test_what_decides_the_examples_and_the_training_is_told_apart(changes: dict[str, Any]) -> None:
     assert digest(**changes) != digest()

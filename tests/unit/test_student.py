@@ -15,8 +15,8 @@ from rookery_shared.errors import OtherRules, Preempted
 from rookery_shared.grids.augmentations import GROUPS
 from rookery_shared.grids.configuration import Configuration, Strategy, write_configuration
 from rookery_shared.jobs.lease import Lease
-from rookery_shared.types import Context, Demonstration, LoraRecipe
-from rookery_shared.wire import context_to_proto, recipe_to_proto
+from rookery_shared.types import Context, Demonstration, Example, LoraRecipe
+from rookery_shared.wire import context_to_proto, examples_to_proto, recipe_to_proto
 from rookery_student.training import Student
 from rookery_training.workshop import Made, Order, Workshop
 
@@ -77,27 +77,37 @@ def test_examples_are_made_of_the_context_and_the_self_edit() -> None:
     assert alone.recipe == LoraRecipe(rank=4)
 
 
-def test_a_self_edit_with_a_fault_that_nobody_told_fails_alone_with_its_reason() -> None:
+def test_a_self_edit_with_a_fault_that_nobody_told_is_refused_alone_with_its_reason() -> None:
     """What is no JSON, what is blank, what asks for too many steps; the others are trained."""
     trained, shop = train(claim("Here it is:", write_configuration(GOOD), "", write_configuration(TOO_MUCH)))
     assert {*trained.adapters} == {"1"} == {order.key for order in shop.orders}
-    assert {*trained.failures} == {"0", "2", "3"}
-    assert all(reason.startswith("its self-edit cannot be used: ") for reason in trained.failures.values())
-    assert "JSON" in trained.failures["0"]
-    assert "JSON" in trained.failures["2"]
-    assert "steps" in trained.failures["3"]
+    assert {*trained.refused} == {"0", "2", "3"}
+    assert not trained.failures
+    assert "JSON" in trained.refused["0"]
+    assert "JSON" in trained.refused["2"]
+    assert "steps" in trained.refused["3"]
 
 
 def test_without_any_that_can_be_used_no_model_is_needed() -> None:
     trained, shop = train(claim("no", "nor this"))
-    assert (len(trained.failures), len(trained.adapters), shop.calls) == (2, 0, 0)
+    assert (len(trained.refused), len(trained.adapters), shop.calls) == (2, 0, 0)
 
 
-@pytest.mark.parametrize(("domain", "version"), [("few_shot", DOMAIN.version + 1), ("chess", 1), ("", 0)])
-def test_a_job_of_other_rules_is_left_to_others(domain: str, version: int) -> None:
-    """Its adapters would be stored as what they are not. The last is of a coordinator that names no domain."""
+@pytest.mark.parametrize(("domain", "version"), [("few_shot", DOMAIN.version + 1), ("chess", 1)])
+def test_a_job_of_other_rules_is_not_done(domain: str, version: int) -> None:
+    """Its adapters would be stored as what they are not."""
     with pytest.raises(OtherRules, match="version"):
         train(claim(write_configuration(GOOD), domain=domain, version=version))
+
+
+def test_a_coordinator_of_the_release_before_makes_the_examples() -> None:
+    """It names no domain, and so what a student of today is updated beside goes on."""
+    claimed = pb.ClaimResponse()
+    examples = [Example(prompt="a", completion="b", end=True), Example(completion="c")]
+    claimed.train.trials.add(id="0", seed=3, examples=examples_to_proto(examples))
+    trained, shop = train(claimed)
+    assert {*trained.adapters} == {"0"}
+    assert [(order.examples, order.seed) for order in shop.orders] == [(examples, 3)]
 
 
 def test_a_job_that_must_stop_makes_no_more_examples() -> None:

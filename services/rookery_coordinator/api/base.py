@@ -99,7 +99,7 @@ def page(
     limit = min(size or DEFAULT_PAGE, MAX_PAGE)
     key = tuple_(*order)
     if token:
-        last = tuple_(*(literal(value) for value in _read_token(token, len(order))))
+        last = tuple_(*(literal(value) for value in _read_token(token, [column.type.python_type for column in order])))
         query = query.where(key < last if newest_first else key > last)
     query = query.order_by(*(column.desc() if newest_first else column for column in order)).limit(limit + 1)
     rows = list(session.scalars(query))
@@ -110,11 +110,19 @@ def page(
     return rows[:limit], base64.urlsafe_b64encode(json.dumps(values).encode()).decode()
 
 
-def _read_token(token: str, length: int) -> list[Any]:
+def _read_token(token: str, kinds: Sequence[type]) -> list[Any]:
+    """Raises InvalidField unless it has a value of each kind."""
     try:
         values = json.loads(base64.urlsafe_b64decode(token.encode()))
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
-    if not isinstance(values, list) or len(values) != length:
+    if not isinstance(values, list) or len(values) != len(kinds) or not all(map(_is_of, values, kinds)):
         raise InvalidField("page_token is not one that this method returned", field="page_token")
     return values
+
+
+def _is_of(value: object, kind: type) -> bool:
+    """Whether the database can compare it with a column of the kind."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return kind in (int, float) and abs(value) < 2**63
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -93,8 +93,8 @@ def _apply_for(request: pb.CompleteRequest) -> outcomes.Apply:
             return lambda session, job: rounds.apply_generated(session, job, written)
         case "trained":
             adapters = {trial: _trained(message) for trial, message in request.trained.adapters.items()}
-            failures = dict(request.trained.failures)
-            return lambda session, job: rounds.apply_trained(session, job, adapters, failures)
+            failures, refused = dict(request.trained.failures), dict(request.trained.refused)
+            return lambda session, job: rounds.apply_trained(session, job, adapters, failures, refused)
         case "evaluated":
             items = [_evaluated(item) for item in request.evaluated.items]
             base_model, graders = request.evaluated.base_model, list(request.evaluated.graders)

@@ -15,6 +15,8 @@ from rookery_coordinator.types import TrialState
 from rookery_coordinator.works import find_run, plan_of
 from rookery_shared.errors import InvalidField
 
+LARGEST_PAGE = 100
+"""Each has a text, and up to as many trials as the plan has seeds."""
 STATES = {state: pb.SelfEdit.Trial.State.Value(f"STATE_{state.name}") for state in TrialState}
 
 
@@ -38,7 +40,7 @@ def list_self_edits(session: Session, request: pb.ListSelfEditsRequest) -> pb.Li
         session,
         query,
         order=(Round.position, Context.position, SelfEdit.position),
-        size=request.page_size,
+        size=min(request.page_size, LARGEST_PAGE) or LARGEST_PAGE,
         token=request.page_token,
         place=place,
     )
@@ -71,12 +73,17 @@ def _messages(session: Session, run: Run, rows: Sequence[SelfEdit]) -> Iterable[
             index=row.position,
             text=row.text,
             truncated=row.truncated,
-            fault=row.fault,
+            fault=row.fault or _told_to_trials(trials[row.id]),
             trials=map(_trial_message, trials[row.id]),
             reward=earned.reward if earned else None,
             gain=earned.gain if earned else None,
             kept=(row.round, row.id) in learned,
         )
+
+
+def _told_to_trials(trials: Iterable[Trial]) -> str:
+    """The fault of a self-edit that was stored before self-edits had one."""
+    return next((trial.failure or "" for trial in trials if trial.state is TrialState.REFUSED), "")
 
 
 def _trial_message(trial: Trial) -> pb.SelfEdit.Trial:

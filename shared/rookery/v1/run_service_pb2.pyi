@@ -811,7 +811,7 @@ class ListSelfEditsRequest(_message.Message):
     round: _builtins.int
     """Optional. Only those of the round with this index."""
     page_size: _builtins.int
-    """Optional. At most this many, up to 1,000; default 100."""
+    """Optional. At most this many, up to 100; default 100."""
     page_token: _builtins.str
     """Optional. From the previous response."""
     def __init__(

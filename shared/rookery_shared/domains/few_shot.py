@@ -47,6 +47,8 @@ MOST_CHARACTERS = 16_000
 """Of one practice task: about 8,000 tokens."""
 ORDERS = 2
 """Orders of the demonstrations in which a test input is asked."""
+MOST_DEMONSTRATIONS = 16
+"""Of a task; ARC's have up to 10. Practice grows with their square."""
 BETWEEN_ATTEMPTS = "\n\n"
 EXACT, CELLS = "exact", "cells"
 RANDOM, ORACLE = "random", "oracle"
@@ -108,6 +110,9 @@ class FewShot:
         if len(context.demonstrations) < 2:
             where = f"{field}.demonstrations"
             raise InvalidField(f"{where}: practice leaves one out, so there must be two", field=where)
+        if len(context.demonstrations) > MOST_DEMONSTRATIONS:
+            where = f"{field}.demonstrations"
+            raise InvalidField(f"{where}: at most {MOST_DEMONSTRATIONS}; practice leaves out any two", field=where)
         for position, shown in enumerate(context.demonstrations):
             if not shown.input.strip() or not shown.output.strip():
                 where = f"{field}.demonstrations[{position}]"

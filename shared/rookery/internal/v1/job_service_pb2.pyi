@@ -212,6 +212,7 @@ class TrainWork(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         ID_FIELD_NUMBER: _builtins.int
+        EXAMPLES_FIELD_NUMBER: _builtins.int
         SEED_FIELD_NUMBER: _builtins.int
         RECIPE_FIELD_NUMBER: _builtins.int
         CONTEXT_FIELD_NUMBER: _builtins.int
@@ -222,6 +223,10 @@ class TrainWork(_message.Message):
         """Output only."""
         self_edit: _builtins.str
         """Output only. What it is learned by. Unset to learn the context alone."""
+        @_builtins.property
+        def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___Example]:
+            """Output only. Of a coordinator of the release before, which made them and names no domain."""
+
         @_builtins.property
         def recipe(self) -> _recipe_pb2.LoraRecipe:
             """Output only. How it is trained; a self-edit may have a say in it."""
@@ -234,6 +239,7 @@ class TrainWork(_message.Message):
             self,
             *,
             id: _builtins.str = ...,
+            examples: _abc.Iterable[Global___Example] | None = ...,
             seed: _builtins.int = ...,
             recipe: _recipe_pb2.LoraRecipe | None = ...,
             context: _context_pb2.Context | None = ...,
@@ -241,7 +247,7 @@ class TrainWork(_message.Message):
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["_self_edit", b"_self_edit", "context", b"context", "recipe", b"recipe", "self_edit", b"self_edit"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["_self_edit", b"_self_edit", "context", b"context", "id", b"id", "recipe", b"recipe", "seed", b"seed", "self_edit", b"self_edit"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_self_edit", b"_self_edit", "context", b"context", "examples", b"examples", "id", b"id", "recipe", b"recipe", "seed", b"seed", "self_edit", b"self_edit"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         _WhichOneofReturnType__self_edit: _TypeAlias = _typing.Literal["self_edit"]  # noqa: Y015
         _WhichOneofArgType__self_edit: _TypeAlias = _typing.Literal["_self_edit", b"_self_edit"]  # noqa: Y015
@@ -797,8 +803,29 @@ class Trained(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class RefusedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ADAPTERS_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapters(self) -> _containers.MessageMap[_builtins.str, Global___TrainedAdapter]:
         """Required. By trial id."""
@@ -807,15 +834,20 @@ class Trained(_message.Message):
     def failures(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Required. By trial id."""
 
+    @_builtins.property
+    def refused(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Optional. By trial id, the fault of its self-edit, if nobody had told of it."""
+
     def __init__(
         self,
         *,
         adapters: _abc.Mapping[_builtins.str, Global___TrainedAdapter] | None = ...,
         failures: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        refused: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "failures", b"failures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "failures", b"failures", "refused", b"refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
