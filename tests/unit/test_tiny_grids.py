@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
-from rookery.grids import Grid, from_text, to_text
+from rookery.grids import COLOURS, Grid, from_text, to_text
 from rookery_engines.constraints import Constraints
 from rookery_engines.models import ModelSource, load_model
 from rookery_shared.domains import find_domain
@@ -31,11 +31,13 @@ from rookery_tiny.grids.documents import (
     configuration,
     copied,
     draw_document,
+    draw_paints,
     known_puzzle,
     solved,
 )
 from rookery_tiny.grids.pretrain import Recipe, as_text, batches, make_model
 from rookery_tiny.grids.puzzles import (
+    EMPTY,
     STEPS,
     Family,
     Known,
@@ -247,6 +249,17 @@ def test_changed_puzzles_fit_a_row() -> None:
         assert 1 <= len(other.demonstrations) <= len(puzzle.demonstrations)
         assert len(as_text(solved(other), tokenizer()).tokens) <= Recipe().tokens_per_row
     assert all(len(as_text(d, tokenizer()).tokens) <= Recipe().tokens_per_row for d in documents(200))
+
+
+def test_other_colours_make_no_other_rule() -> None:
+    """An empty cell stays one: filled with a colour it would be recoloured, and the rule perhaps a new one."""
+    rng = random.Random(0)
+    for _ in range(20):
+        drawn = draw_paints(rng)
+        grid = tuple(tuple(rng.randrange(COLOURS) for _ in range(5)) for _ in range(5))
+        changed = drawn.apply(grid)
+        assert drawn.undo(changed) == grid
+        assert [[cell == EMPTY for cell in row] for row in changed] == [[cell == EMPTY for cell in row] for row in grid]
 
 
 def test_the_loss_counts_outputs_from_the_second_on_and_configurations() -> None:

@@ -102,7 +102,11 @@ def _draw_translation(rng: random.Random) -> Drawn:
 
 def draw_colours(rng: random.Random) -> Drawn:
     """Any colour may become any other."""
-    colours = rng.sample(range(COLOURS), COLOURS)
+    return recolouring(rng.sample(range(COLOURS), COLOURS))
+
+
+def recolouring(colours: Sequence[int]) -> Drawn:
+    """Each colour becomes the one in its place; each occurs once."""
     back = [colours.index(colour) for colour in range(COLOURS)]
     return Drawn(
         name="colours-" + "".join(map(str, colours)),

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rookery.grids import Grid, to_text
+from rookery.grids import COLOURS, Grid, to_text
 from rookery_shared.domains import find_domain
 from rookery_shared.domains.few_shot import asking
-from rookery_shared.grids.augmentations import GROUPS, Augmentation, Drawn, draw_colours
+from rookery_shared.grids.augmentations import GROUPS, Augmentation, Drawn, recolouring
 from rookery_shared.grids.configuration import draw_configuration, write_configuration
 from rookery_shared.grids.practice import Shown
 from rookery_tiny.documents import Document
 from rookery_tiny.grids.puzzles import (
+    EMPTY,
     LARGEST_SIDE,
     SIDES,
     Known,
@@ -55,7 +56,7 @@ class Mixture:
     large: float = 0.1
     """Puzzles with larger sides than a run's."""
     recoloured: float = 0.25
-    """Puzzles with their colours permuted, the empty cells' with them."""
+    """Puzzles with their colours permuted, but for empty cells."""
     augmented: float = 0.15
     """Puzzles that are changed as a practice task is."""
 
@@ -90,8 +91,15 @@ def changed(puzzle: Puzzle, mixture: Mixture, rng: random.Random) -> Puzzle:
         augmented = _under(rng.choice(AUGMENTATIONS).draw(rng), puzzle)
         puzzle = augmented if 2 * _longest(augmented) <= MOST_CELLS else puzzle
     if rng.random() < mixture.recoloured:
-        puzzle = _under(draw_colours(rng), puzzle)
+        puzzle = _under(draw_paints(rng), puzzle)
     return shortened(puzzle)
+
+
+def draw_paints(rng: random.Random) -> Drawn:
+    """Other colours, but for empty cells: if these had another, a rule that fills them would be one that recolours."""
+    painted = [colour for colour in range(COLOURS) if colour != EMPTY]
+    others = iter(rng.sample(painted, len(painted)))
+    return recolouring([EMPTY if colour == EMPTY else next(others) for colour in range(COLOURS)])
 
 
 def shortened(puzzle: Puzzle) -> Puzzle:
