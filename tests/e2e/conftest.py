@@ -47,16 +47,34 @@ def running_system(folder: Path, **settings: str) -> Iterator[System]:
 StartSystem = Callable[..., System]
 
 
+@pytest.fixture
+def system(shared_system: System) -> System:
+    """One system for all tests that leave it as they found it: SQLite, local folder, Redis of its own.
+
+    Its teacher is the base model: what runs of other tests have found better is not active.
+    """
+    return with_base_policy(shared_system)
+
+
+@pytest.fixture
+def postgres_system(shared_postgres_system: System) -> System:
+    """The same on PostgreSQL."""
+    return with_base_policy(shared_postgres_system)
+
+
+def with_base_policy(system: System) -> System:
+    system.client.set_active_policy(f"{system.teacher}/policies/0")
+    return system
+
+
 @pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """One system for all tests that leave it as they found it: SQLite, local folder, Redis of its own."""
+def shared_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     with running_system(tmp_path_factory.mktemp("system")) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
-def postgres_system(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iterator[System]:
-    """The same on PostgreSQL."""
+def shared_postgres_system(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Iterator[System]:
     settings = {"ROOKERY_DATABASE_URL": make_database(postgres_url)}
     with running_system(tmp_path_factory.mktemp("postgres-system"), **settings) as started:
         yield started

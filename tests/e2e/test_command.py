@@ -120,7 +120,6 @@ def test_a_run_races_and_takes_off_what_a_gain_has_cost(system: System, dataset:
     assert sum(len(each["trials"]) for each in written) == len(trials)
     assert all("reward" in each and "gain" in each for each in written)
     assert "scored" in rookery(system, "run", "self-edits", run["name"])
-    rookery(system, "models", "activate", f"{system.teacher}/policies/0")
 
 
 def test_runs_are_created_listed_shown_and_cancelled(system: System, dataset: Path) -> None:
@@ -140,7 +139,6 @@ def test_models_and_adapters(system: System, tmp_path: Path) -> None:
     assert "the base model" in rookery(system, "models", "policies", system.teacher)
     activated = json.loads(rookery(system, "models", "activate", run.rounds[2].next_policy, "--json"))
     assert activated["active_policy"] == run.rounds[2].next_policy
-    rookery(system, "models", "activate", f"{system.teacher}/policies/0")
     listed = json.loads(rookery(system, "adapters", "list", "--profile", system.student, "--limit", "3", "--json"))
     assert len(listed) == 3
     name = listed[0]["name"]

@@ -134,7 +134,6 @@ def test_the_same_run_gives_the_same_result(system: System) -> None:
 def test_adapters_in_s3_with_nothing_but_settings_changed(
     tmp_path: Path, moto_server: S3Server, system: System
 ) -> None:
-    system.client.set_active_policy(f"{system.teacher}/policies/0")
     reference = finish(system.client, system.client.create_run(small_run(seed=3)).name)
     with running_system(tmp_path, **moto_server.settings) as in_s3:
         done = finish(in_s3.client, in_s3.client.create_run(small_run(seed=3)).name)
