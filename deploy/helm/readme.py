@@ -24,9 +24,12 @@ $ kubectl create secret generic rookery-database \\
     --from-literal=keda=postgresql://rookery:PASSWORD@HOST:5432/rookery
 $ kubectl create secret generic rookery-broker --from-literal=url=redis://:PASSWORD@HOST:6379/0
 $ kubectl create secret generic rookery-store --from-literal=access-key=KEY --from-literal=secret-key=KEY
-$ helm install rookery deploy/helm/rookery --values my-values.yaml
-$ helm test rookery
+$ helm install rookery deploy/helm/rookery --values my-values.yaml --wait --wait-for-jobs --timeout 40m
+$ helm test rookery --timeout 35m
 ```
+
+Helm's timeouts are 5 minutes otherwise: too short for models to load, and for the adaptation that `helm test` has done
+where `test.teacher` and `test.student` are set.
 
 [Examples](../examples): one GPU shared by all, three GPUs, a pool of 0 to 32 students on spot nodes, a teacher at an
 endpoint. `dev.*` starts a PostgreSQL, a Redis and an S3 server that forget everything. There is no authentication: the

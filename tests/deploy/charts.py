@@ -49,6 +49,13 @@ VALUES: dict[str, dict[str, Any]] = {
         "workloadDefaults": {**CPU, "hpa": {"enabled": True}},
     },
     "no migration hook": {**PAIR, "migrations": {"hook": False}},
+    "own certificates": {
+        **PAIR,
+        "caBundle": {"existingConfigMap": "certificates", "key": "all.pem"},
+        "migrations": {"hook": False},
+        "relay": {"enabled": True, "env": {"LANG": "C.UTF-8"}},
+        "test": {"teacher": "alpha", "student": "beta"},
+    },
     "open network": {**PAIR, "networkPolicy": {"enabled": False}},
     "narrow network": {
         **PAIR,
@@ -91,6 +98,7 @@ VALUES: dict[str, dict[str, Any]] = {
             "teacher": {"tag": "1.2.3-cuda"},
         },
         "coordinator": {"serviceType": "LoadBalancer", "serviceAnnotations": {"a": "b"}},
+        "networkPolicy": {"clients": [{"podSelector": {}}, {"ipBlock": {"cidr": "192.0.2.0/24"}}]},
         "serviceAccounts": {"annotations": {"role": "rookery"}},
         "log": {"level": "DEBUG"},
     },

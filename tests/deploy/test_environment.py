@@ -27,7 +27,8 @@ SETTINGS: dict[str, type[BaseSettings]] = {
     "rookery-student": StudentSettings,
     "rookery-evaluator": EvaluatorSettings,
 }
-OTHERS = {"HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "NCCL_DEBUG"}
+CERTIFICATES = {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PGSSLROOTCERT"}
+OTHERS = {"HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "NCCL_DEBUG", "LANG", *CERTIFICATES}
 """Of libraries."""
 SECRETS = {
     "ROOKERY_DATABASE_URL": "postgresql+psycopg://rookery:x@host/rookery",
@@ -59,8 +60,8 @@ NOT_SAID: dict[str, set[str]] = {
     "relay": {"address", "job_address", "coordinator_target", "job_service_target", "relays", "drain_seconds", *STORE},
     "worker": {"coordinator_target"},
     "teacherServer": {"address", "broker_url", "job_service_target", "stop_seconds"},
-    "teacherTrainer": {"address", "openai", "drain_seconds"},
-    "studentTrainer": set(),
+    "teacherTrainer": {"address", "openai", "drain_seconds", "coordinator_target"},
+    "studentTrainer": {"coordinator_target"},
     "evaluator": {"address", "broker_url", "job_service_target"},
 }
 """Fields that nobody may set: ports that the chart's Services have, and what the process does not use."""
@@ -88,7 +89,8 @@ def test_names_are_fields_of_the_settings(rendered: Rendering) -> None:
         found = [entry["name"] for entry in container.get("env", [])]
         assert len(found) == len({*found}), pod["name"]
         if container["command"][0] == "rookery":
-            assert found == []  # the command is told by its options
+            # the command is told by its options
+            assert {*found} == (CERTIFICATES if rendered.name == "own certificates" else set())
             continue
         known = {*names(SETTINGS[" ".join(container["command"])])}
         assert {*found} <= known | OTHERS, pod["name"]
@@ -210,6 +212,31 @@ def test_only_the_coordinator_knows_the_database(rendered: Rendering) -> None:
     for pod, container in rendered.ours():
         knows = "ROOKERY_DATABASE_URL" in told(container)
         assert knows == (component(pod) in {"coordinator", "relay", "migration"}), pod["name"]
+
+
+def test_only_who_asks_for_a_profile_knows_the_public_api(rendered: Rendering) -> None:
+    for pod, container in rendered.ours():
+        knows = "ROOKERY_COORDINATOR_TARGET" in told(container)
+        assert knows == (component(pod) in {"teacher", "evaluator"}), pod["name"]
+
+
+def test_all_our_pods_trust_the_bundle() -> None:
+    made = rendering("own certificates")
+    ours = [pod for pod, _ in made.ours()]
+    kinds = {"coordinator", "relay", "worker", "teacher", "trainer", "student", "evaluator"}
+    assert {component(pod) for pod in ours} == kinds | {"migration", "registration", "test"}
+    for pod in ours:
+        assert {"name": "ca", "configMap": {"name": "certificates"}} in pod["spec"]["volumes"]
+        for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
+            assert {told(container)[name] for name in CERTIFICATES} == {"/etc/rookery/ca/all.pem"}, pod["name"]
+            mount = {"name": "ca", "mountPath": "/etc/rookery/ca", "readOnly": True}
+            assert mount in container["volumeMounts"], pod["name"]
+
+
+def test_without_a_bundle_nothing_is_said_of_certificates(rendered: Rendering) -> None:
+    if rendered.name != "own certificates":
+        assert not [pod["name"] for pod, container in rendered.ours() if CERTIFICATES & {*told(container)}]
+        assert "/etc/rookery/ca" not in json.dumps(rendered.manifests)
 
 
 def test_a_teacher_at_an_endpoint_has_no_trainer_and_the_others_have() -> None:

@@ -91,6 +91,11 @@ def test_it_runs_the_service_as_nobody_in_particular(service: str) -> None:
     assert final[-1][0] in {"CMD", "ENTRYPOINT"}
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_extra_is_recommended_that_was_not_tried(service: str) -> None:
+    assert ",vllm" not in (DOCKER / f"{service}.Dockerfile").read_text()
+
+
 @pytest.mark.parametrize("service", ["evaluator", "student", "teacher"])
 def test_with_a_gpu_both_stages_are_on_cuda_with_the_same_python(service: str) -> None:
     """A virtual environment runs on the Python that it was made with."""

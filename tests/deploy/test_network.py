@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.charts import Manifest, Rendering, component, rendering
+from tests.deploy.charts import JUDGE, REMOTE, STUDENT, Manifest, Rendering, component, render, rendering
 
 TO: dict[str, set[tuple[str, int]]] = {
     "coordinator": set(),
     "relay": set(),
     "worker": {("coordinator", 7071), ("teacher", 7072), ("evaluator", 7073)},
     "teacher": {("coordinator", 7070)},
-    "trainer": {("coordinator", 7070), ("coordinator", 7071)},
-    "student": {("coordinator", 7070), ("coordinator", 7071)},
+    "trainer": {("coordinator", 7071)},
+    "student": {("coordinator", 7071)},
     "evaluator": {("coordinator", 7070)},
     "registration": {("coordinator", 7070)},
     "test": {("coordinator", 7070)},
@@ -113,6 +113,51 @@ def test_an_endpoint_is_reached_by_its_teacher_alone() -> None:
         if any(8000 in [p["port"] for p in rule["ports"]] for rule in rules(made, pod, "egress"))
     }
     assert reaching == {"rookery-teacher-far"}
+
+
+@pytest.mark.parametrize(
+    ("url", "said", "port"),
+    [
+        ("https://there/v1", 0, 443),
+        ("http://there/v1", 0, 80),
+        ("http://there:8000/v1", 0, 8000),
+        ("https://[2001:db8::1]:8443/v1", 0, 8443),
+        ("https://[2001:db8::1]/v1", 0, 443),
+        ("http://a-service/v1", 8000, 8000),
+    ],
+)
+def test_an_endpoints_port_is_its_urls_unless_said_otherwise(url: str, said: int, port: int) -> None:
+    made = render(
+        {
+            "teachers": [{**REMOTE, "endpoint": {"url": url, "port": said}}],
+            "students": [{**STUDENT, "judge": {**JUDGE, "url": url, "port": said}}],
+            "store": {"endpoint": "s3:9000", "port": 9999},
+            "hub": {"online": False},
+        }
+    )
+    for pod in made.pods:
+        if component(pod) in {"teacher", "evaluator"}:
+            assert outside(made, pod) == {port, 9999}
+
+
+@pytest.mark.parametrize(
+    ("store", "port"),
+    [
+        ({"endpoint": "s3.eu-central-1.amazonaws.com"}, 443),
+        ({"endpoint": "minio", "secure": False}, 80),
+        ({"endpoint": "minio:9000"}, 9000),
+        ({"endpoint": "minio:443", "port": 9000}, 9000),
+    ],
+)
+def test_the_stores_port_is_its_endpoints_unless_said_otherwise(store: dict[str, Any], port: int) -> None:
+    made = render({"store": store, "relay": {"enabled": True}})
+    (coordinator,) = [pod for pod in made.pods if component(pod) == "coordinator"]
+    assert outside(made, coordinator) == {5432, port}
+
+
+def outside(made: Rendering, pod: Manifest) -> set[int]:
+    """The ports at which a pod may talk to anywhere, but for names."""
+    return {p["port"] for rule in rules(made, pod, "egress") if "to" not in rule for p in rule["ports"]} - {53}
 
 
 def test_clients_and_monitoring_are_let_in_as_the_values_say() -> None:

@@ -16,6 +16,10 @@ from tests.deploy.charts import STUDENT, VALUES, Manifest, Rendering, component,
 
 OTHER = {"image": {"tag": "other"}}
 SERVERS = {"coordinator": 7070, "teacher": 7072, "evaluator": 7073}
+HELM_SECONDS = 300
+"""Helm's own --timeout."""
+WITHOUT_HOOK = {"no migration hook", "own certificates", "tried out"}
+"""Sets of values whose database is migrated by a job of the release."""
 
 
 def environment(container: Manifest) -> dict[str, Any]:
@@ -91,9 +95,42 @@ def test_a_hook_finds_its_service_account_and_its_policy_before_it() -> None:
         assert [m["metadata"].get("annotations") for m in jobs] == [None]
 
 
+def test_jobs_end_and_leave_the_logs_of_what_failed(rendered: Rendering) -> None:
+    for job in rendered.of("Job"):
+        spec, notes = job["spec"], job["metadata"].get("annotations", {})
+        assert spec["template"]["spec"]["restartPolicy"] == "Never"
+        assert spec["backoffLimit"] <= 6
+        if "helm.sh/hook" in notes:
+            assert notes["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+            assert spec["activeDeadlineSeconds"] < HELM_SECONDS
+            assert "ttlSecondsAfterFinished" not in spec  # Helm removes it
+        else:
+            assert spec["activeDeadlineSeconds"] <= 900
+            assert spec["ttlSecondsAfterFinished"] > 3600  # longer than Helm may wait for it
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(VALUES) if name not in WITHOUT_HOOK])
+def test_with_a_hook_nobody_else_migrates(name: str) -> None:
+    assert not [pod["name"] for pod, _ in rendering(name).ours() if "initContainers" in pod["spec"]]
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_HOOK))
+def test_without_a_hook_whoever_opens_the_database_migrates_first(name: str) -> None:
+    made = rendering(name)
+    migrating = {component(pod) for pod, _ in made.ours() if "initContainers" in pod["spec"]}
+    assert migrating == {"coordinator"} | ({"relay"} if name == "own certificates" else set())
+    for pod, container in made.ours():
+        if component(pod) in migrating:
+            (migration,) = pod["spec"]["initContainers"]
+            assert migration["command"] == ["rookery-coordinator", "migrate"]
+            for same in ("image", "imagePullPolicy", "env", "securityContext", "volumeMounts"):
+                assert migration[same] == container[same], same
+            assert migration["resources"]["limits"]["memory"]
+
+
 def test_images_are_of_a_version(rendered: Rendering) -> None:
     for pod in rendered.pods:
-        for container in pod["spec"]["containers"]:
+        for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
             assert re.search(r"(@sha256:[0-9a-f]{64}|:[\w.-]+)$", container["image"]), container["image"]
             assert not container["image"].endswith(":latest")
 

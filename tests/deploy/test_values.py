@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +16,16 @@ from helm_python import HelmRenderError, HelmValuesError
 
 from deploy.helm.readme import read_values, readme
 from tests.deploy.charts import CPU, HELM, PAIR, REMOTE, STUDENT, TEACHER, render
+from tests.prerequisites import ROOT
 
 TEXT = (HELM / "rookery" / "values.yaml").read_text()
 SCHEMA = json.loads((HELM / "rookery" / "values.schema.json").read_text())
 DEFAULTS = yaml.safe_load(TEXT)
 DESCRIBED = read_values(TEXT)
+READMES = [ROOT / "README.md", HELM / "rookery" / "README.md"]
 GROUPS = [value.path for value in DESCRIBED if not value.default]
 BOTH = {"keda": {"enabled": True}, "hpa": {"enabled": True}}
+BALANCED = {"serviceType": "LoadBalancer"}
 
 
 def at(path: str, value: object) -> dict[str, Any]:
@@ -77,6 +82,14 @@ def test_an_unknown_key_is_refused(group: str) -> None:
         {"coordinator": {"env": {"ROOKERY_ADDRESS": "x"}}},
         {"worker": {"env": {"HF_TOKEN": "hf_x"}}},
         {"worker": {"env": {"OPENAI_API_KEY": "sk"}}},
+        {"worker": {"env": {"TOKEN": "x"}}},
+        {"worker": {"env": {"A_TOKEN_OF_MINE": "x"}}},
+        {"worker": {"env": {"PGPASSWORD": "x"}}},
+        {"worker": {"env": {"AWS_SECRET_ACCESS_KEY_ID": "x"}}},
+        {"caBundle": {"existingConfigMap": "A B"}},
+        {"migrations": {"seconds": 0}},
+        {"store": {"port": 65536}},
+        {"database": {"port": 0}},
         {"workloadDefaults": {"stopSeconds": 30}},
         {"images": {"teacher": {"tag": "latest"}}},
         {"images": {"teacher": {"digest": "sha256:1"}}},
@@ -93,6 +106,13 @@ def test_an_unknown_key_is_refused(group: str) -> None:
 def test_bad_values_are_refused_by_the_schema(values: dict[str, Any]) -> None:
     with pytest.raises(HelmValuesError):
         render(values)
+
+
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "MAX_TOKENS", "NCCL_DEBUG", "KEYRING"])
+def test_names_that_are_no_secrets_are_taken(name: str) -> None:
+    made = render({"worker": {"env": {name: "x"}}})
+    pod = made.one("Deployment", "rookery-worker")["spec"]["template"]
+    assert {"name": name, "value": "x"} in pod["spec"]["containers"][0]["env"]
 
 
 def test_the_schema_and_the_values_have_the_same_keys() -> None:
@@ -152,6 +172,8 @@ def described(schema: Any, prefix: str = "") -> Iterator[str]:
         ({"students": [{**STUDENT, "judge": {"url": "https://judge/v1"}}]}, "a judge needs both a URL and a model"),
         ({**PAIR, "test": {"teacher": "alpha"}}, "go together"),
         ({**PAIR, "test": {"teacher": "alpha", "student": "nobody"}}, "there is no profile nobody"),
+        ({"coordinator": BALANCED}, "LoadBalancer: networkPolicy.clients lets in pods of the namespace only"),
+        ({"coordinator": BALANCED, "networkPolicy": {"clients": []}}, "add an ipBlock"),
         ({"fullnameOverride": "r" * 20, "students": [{**STUDENT, "name": "x" * 40}]}, "longer than the 63 characters"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -165,6 +187,19 @@ def test_either_way_to_scale_is_taken_alone() -> None:
     for kind in BOTH:
         values = copy.deepcopy({**PAIR, "workloadDefaults": {**CPU, kind: {"enabled": True}}})
         assert len(render(values).of("ScaledObject", "HorizontalPodAutoscaler")) == 4
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"enabled": False},
+        {"clients": [{"podSelector": {}}, {"ipBlock": {"cidr": "10.0.0.0/8"}}]},
+        {"clients": [{"namespaceSelector": {"matchLabels": {"name": "gateways"}}}]},
+    ],
+)
+def test_a_load_balancer_is_taken_where_somebody_gets_in(network: dict[str, Any]) -> None:
+    made = render({"coordinator": BALANCED, "networkPolicy": network})
+    assert made.one("Service", "rookery-coordinator-api")["spec"]["type"] == "LoadBalancer"
 
 
 def test_a_profile_overrides_its_defaults_also_with_nothing() -> None:
@@ -183,7 +218,58 @@ def test_a_profile_overrides_its_defaults_also_with_nothing() -> None:
     assert budgets == {"rookery-coordinator", "rookery-trainer-alpha"}
 
 
-# --- the README -----------------------------------------------------------------------------------------------------
+# --- the READMEs and the notes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", READMES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_readme_makes_the_secrets_that_pods_take(file: Path) -> None:
+    text = file.read_text().replace("\\\n", "")
+    made = {
+        (name, key)
+        for name, keys in re.findall(r"kubectl create secret generic (\S+)((?: +--from-literal=\S+)+)", text)
+        for key in re.findall(r"--from-literal=([\w.-]+)=", keys)
+    }
+    taken = {
+        (source["secretKeyRef"]["name"], source["secretKeyRef"]["key"])
+        for pod in render(PAIR).pods
+        for entry in pod["spec"]["containers"][0].get("env", [])
+        if "secretKeyRef" in (source := entry.get("valueFrom", {}))
+    }
+    assert taken <= made <= taken | {("rookery-database", "keda")}
+
+
+@pytest.mark.parametrize("file", READMES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_readme_gives_the_test_more_time_than_it_may_take(file: Path) -> None:
+    (minutes,) = re.findall(r"\$ helm test rookery --timeout (\d+)m\n", file.read_text())
+    assert int(minutes) * 60 > DEFAULTS["test"]["seconds"]
+
+
+def test_the_readme_builds_and_pushes_all_images_to_the_registry_of_the_values() -> None:
+    text = READMES[0].read_text()
+    (services,) = re.findall(r"for service in ([\w ]+); do", text)
+    assert {f"rookery-{service}" for service in services.split()} == {
+        image["repository"] for image in DEFAULTS["images"].values() if isinstance(image, dict)
+    }
+    assert "docker push ${registry}rookery-$service:0.1.0" in text
+    assert "--set images.registry=$registry" in text
+
+
+@pytest.mark.parametrize("adapts", [False, True])
+def test_the_notes_say_how_registrations_went_and_how_long_a_test_takes(*, adapts: bool) -> None:
+    test = {"teacher": "alpha", "student": "beta", "seconds": 3000} if adapts else {}
+    notes = render({**PAIR, "test": test}).texts["NOTES.txt"]
+    assert "helm --namespace ml test rookery" + (" --timeout 55m" if adapts else "\n") in notes
+    assert "--wait --wait-for-jobs" in notes
+    (selector,) = set(re.findall(r"get jobs --selector (\S+)", notes))
+    labels = dict(pair.split("=") for pair in selector.split(","))
+    found = [job for job in render(PAIR).of("Job") if labels.items() <= job["metadata"]["labels"].items()]
+    assert len(found) == 2
+
+
+def test_the_notes_say_how_a_development_database_is_made_again() -> None:
+    lines = "rollout restart deployment rookery-coordinator"
+    assert lines in render({**PAIR, "dev": {"postgres": {"enabled": True}}}).texts["NOTES.txt"]
+    assert lines not in render(PAIR).texts["NOTES.txt"]
 
 
 def test_the_readme_is_made_of_the_values() -> None:

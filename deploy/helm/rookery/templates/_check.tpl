@@ -70,6 +70,15 @@
 {{- fail (printf "%s-evaluator-%s is longer than the 63 characters of a name" $.Values.fullnameOverride $name) -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Values.networkPolicy.enabled (eq .Values.coordinator.serviceType "LoadBalancer") -}}
+{{- $outside := false -}}
+{{- range .Values.networkPolicy.clients -}}
+{{- if or (hasKey . "ipBlock") (hasKey . "namespaceSelector") }}{{ $outside = true }}{{ end -}}
+{{- end -}}
+{{- if not $outside -}}
+{{- fail "coordinator.serviceType LoadBalancer: networkPolicy.clients lets in pods of the namespace only; add an ipBlock" -}}
+{{- end -}}
+{{- end -}}
 {{- if ne (empty .Values.test.teacher) (empty .Values.test.student) -}}
 {{- fail "test.teacher and test.student go together" -}}
 {{- end -}}

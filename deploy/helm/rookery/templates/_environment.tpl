@@ -10,6 +10,30 @@
 - {name: ROOKERY_METRICS_PORT, value: {{ .root.Values.metrics.port | quote }}}
 {{- end }}
 
+{{/* Certificates to trust: for Python and S3, for what uses requests, and for PostgreSQL. Nothing without a bundle. */}}
+{{- define "rookery.env.ca" -}}
+{{- with .root.Values.caBundle }}
+{{- if .existingConfigMap -}}
+- {name: SSL_CERT_FILE, value: "/etc/rookery/ca/{{ .key }}"}
+- {name: REQUESTS_CA_BUNDLE, value: "/etc/rookery/ca/{{ .key }}"}
+- {name: PGSSLROOTCERT, value: "/etc/rookery/ca/{{ .key }}"}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "rookery.mount.ca" -}}
+{{- if .root.Values.caBundle.existingConfigMap -}}
+- {name: ca, mountPath: /etc/rookery/ca, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "rookery.volume.ca" -}}
+{{- with .root.Values.caBundle.existingConfigMap -}}
+- name: ca
+  configMap: {name: {{ . }}}
+{{- end }}
+{{- end }}
+
 {{- define "rookery.env.coordinator" -}}
 - {name: ROOKERY_COORDINATOR_TARGET, value: "dns:///{{ .root.Values.fullnameOverride }}-coordinator:7070"}
 {{- end }}

@@ -10,6 +10,18 @@
 {{ .name | trunc 52 | trimSuffix "-" }}-{{ .spec | sha256sum | trunc 10 }}
 {{- end }}
 
+{{/*
+How a Job of ours ends. Pods that fail stay, with their logs. One that Helm makes as a hook is removed by Helm.
+dict retries, seconds, hook
+*/}}
+{{- define "rookery.jobEnd" -}}
+backoffLimit: {{ .retries | int }}
+activeDeadlineSeconds: {{ .seconds | int }}
+{{- if not .hook }}
+ttlSecondsAfterFinished: 86400
+{{- end }}
+{{- end }}
+
 {{- define "rookery.selector" -}}
 app.kubernetes.io/name: {{ .root.Chart.Name }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}

@@ -76,6 +76,18 @@ spec:
   ports: [{protocol: TCP, port: {{ .port | int }}}]
 {{- end }}
 
+{{/* A port as the values say it, or else as the address does. dict port, host, secure */}}
+{{- define "rookery.port" -}}
+{{- .port | int | default (regexFind ":[0-9]+$" .host | trimPrefix ":") | default (ternary 443 80 .secure) }}
+{{- end }}
+
+{{/* Of an endpoint: dict root, endpoint */}}
+{{- define "rookery.to.endpoint" -}}
+{{- $e := .endpoint -}}
+{{- $port := include "rookery.port" (dict "port" $e.port "host" (urlParse $e.url).host "secure" (hasPrefix "https:" $e.url)) -}}
+{{ include "rookery.outside" (dict "peers" .root.Values.networkPolicy.endpointPeers "port" $port) }}
+{{- end }}
+
 {{- define "rookery.to.database" -}}
 {{- if .root.Values.dev.postgres.enabled -}}
 {{ include "rookery.to" (dict "root" .root "components" (list "postgres") "port" 5432) }}
@@ -96,7 +108,9 @@ spec:
 {{- if .root.Values.dev.s3.enabled -}}
 {{ include "rookery.to" (dict "root" .root "components" (list "s3") "port" 9000) }}
 {{- else -}}
-{{ include "rookery.outside" (dict "peers" .root.Values.networkPolicy.storePeers "port" .root.Values.store.port) }}
+{{- $store := .root.Values.store -}}
+{{- $port := include "rookery.port" (dict "port" $store.port "host" $store.endpoint "secure" $store.secure) -}}
+{{ include "rookery.outside" (dict "peers" .root.Values.networkPolicy.storePeers "port" $port) }}
 {{- end }}
 {{- end }}
 

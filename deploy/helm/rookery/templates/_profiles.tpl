@@ -58,26 +58,36 @@ spec:
 {{- end }}
 
 {{- define "rookery.registration.spec" -}}
-backoffLimit: {{ .root.Values.registration.retries | int }}
+{{ include "rookery.jobEnd" (dict "retries" .root.Values.registration.retries "seconds" .root.Values.registration.seconds) }}
 template:
   metadata:
     labels:
       {{- include "rookery.selector" . | nindent 6 }}
   spec:
     {{- include "rookery.podStart" . | nindent 4 }}
-    restartPolicy: OnFailure
+    restartPolicy: Never
     containers:
       - name: registration
         image: {{ include "rookery.image" (dict "root" .root "image" "coordinator") }}
         imagePullPolicy: {{ .root.Values.images.pullPolicy }}
         command: {{ .command }}
+        {{- with include "rookery.env.ca" . | trim }}
+        env:
+          {{- . | nindent 10 }}
+        {{- end }}
         resources:
           {{- toYaml .root.Values.registration.resources | nindent 10 }}
         securityContext:
           {{- include "rookery.containerSecurity" . | nindent 10 }}
         volumeMounts:
           - {name: tmp, mountPath: /tmp}
+          {{- with include "rookery.mount.ca" . }}
+          {{- . | nindent 10 }}
+          {{- end }}
     volumes:
       - name: tmp
         emptyDir: {}
+      {{- with include "rookery.volume.ca" . }}
+      {{- . | nindent 6 }}
+      {{- end }}
 {{- end }}

@@ -3,7 +3,7 @@ A Deployment and what belongs to it: disruption budget, scaling, service account
 
 dict root, component, profile (may be empty), image (key of images), command (list), workload (values), env (YAML),
   port (of a gRPC server, or 0), drain (seconds of a server, or 0), stop (of a worker), startup (seconds), store (bool),
-  claim (of models; "-" for none in a claim, empty for no models), query (KEDA's), each (jobs for a replica),
+  claim (of models; "-" for none in a claim, empty for no models), migrates (bool), query (KEDA's), each (jobs for a replica),
   ingress, egress (YAML of a network policy)
 */}}
 {{- define "rookery.workload" -}}
@@ -51,18 +51,16 @@ spec:
       {{- with include "rookery.placement" $w | trim }}
       {{- . | nindent 6 }}
       {{- end }}
+      {{- if .migrates }}
+      {{- include "rookery.workload.migration" . | nindent 6 }}
+      {{- end }}
       containers:
         - name: {{ .component }}
           image: {{ include "rookery.image" (dict "root" $root "image" .image "own" $w.image) }}
           imagePullPolicy: {{ $root.Values.images.pullPolicy }}
           command: {{ .command | toJson }}
           env:
-            {{- include "rookery.env.common" . | nindent 12 }}
-            {{- include "rookery.env.metrics" . | nindent 12 }}
-            {{- .env | nindent 12 }}
-            {{- with include "rookery.env.own" $w | trim }}
-            {{- . | nindent 12 }}
-            {{- end }}
+            {{- include "rookery.workload.env" . | nindent 12 }}
           ports:
             {{- if .port }}
             - {name: grpc, containerPort: {{ .port }}}
@@ -85,16 +83,7 @@ spec:
           securityContext:
             {{- include "rookery.containerSecurity" . | nindent 12 }}
           volumeMounts:
-            - {name: tmp, mountPath: /tmp}
-            {{- if .store }}
-            - {name: adapters, mountPath: /var/cache/rookery}
-            {{- end }}
-            {{- if .claim }}
-            - {name: models, mountPath: /var/cache/huggingface}
-            {{- end }}
-            {{- if $w.sharedMemory }}
-            - {name: shared-memory, mountPath: /dev/shm}
-            {{- end }}
+            {{- include "rookery.workload.mounts" . | nindent 12 }}
       volumes:
         - name: tmp
           emptyDir: {}
@@ -112,6 +101,9 @@ spec:
         {{- with $w.sharedMemory }}
         - name: shared-memory
           emptyDir: {medium: Memory, sizeLimit: {{ . }}}
+        {{- end }}
+        {{- with include "rookery.volume.ca" . }}
+        {{- . | nindent 8 }}
         {{- end }}
 {{- $most := $w.replicas | int -}}
 {{- if $keda }}{{ $most = $w.keda.max | int }}{{ else if $hpa }}{{ $most = $w.hpa.max | int }}{{ end }}
@@ -183,6 +175,51 @@ spec:
 {{- end }}
 ---
 {{ include "rookery.networkPolicy" . }}
+{{- end }}
+
+{{- define "rookery.workload.env" -}}
+{{ include "rookery.env.common" . }}
+{{ include "rookery.env.metrics" . }}
+{{- with include "rookery.env.ca" . | trim }}
+{{ . }}
+{{- end }}
+{{ .env }}
+{{- with include "rookery.env.own" .workload | trim }}
+{{ . }}
+{{- end }}
+{{- end }}
+
+{{- define "rookery.workload.mounts" -}}
+- {name: tmp, mountPath: /tmp}
+{{- if .store }}
+- {name: adapters, mountPath: /var/cache/rookery}
+{{- end }}
+{{- if .claim }}
+- {name: models, mountPath: /var/cache/huggingface}
+{{- end }}
+{{- if .workload.sharedMemory }}
+- {name: shared-memory, mountPath: /dev/shm}
+{{- end }}
+{{- with include "rookery.mount.ca" . }}
+{{ . }}
+{{- end }}
+{{- end }}
+
+{{/* Where no hook migrates: whoever opens the database brings it up to date first. */}}
+{{- define "rookery.workload.migration" -}}
+initContainers:
+  - name: migration
+    image: {{ include "rookery.image" (dict "root" .root "image" .image "own" .workload.image) }}
+    imagePullPolicy: {{ .root.Values.images.pullPolicy }}
+    command: ["rookery-coordinator", "migrate"]
+    env:
+      {{- include "rookery.workload.env" . | nindent 6 }}
+    resources:
+      {{- toYaml .root.Values.migrations.resources | nindent 6 }}
+    securityContext:
+      {{- include "rookery.containerSecurity" . | nindent 6 }}
+    volumeMounts:
+      {{- include "rookery.workload.mounts" . | nindent 6 }}
 {{- end }}
 
 {{/*
