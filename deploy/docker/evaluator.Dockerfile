@@ -2,7 +2,7 @@
 #   docker build --file deploy/docker/evaluator.Dockerfile --tag rookery-evaluator:0.1.0 .
 # On a GPU:
 #   docker build --file deploy/docker/evaluator.Dockerfile --tag rookery-evaluator:0.1.0-cuda \
-#     --build-arg VARIANT=cuda --build-arg TORCH_INDEX=https://pypi.org/simple .
+#     --build-arg VARIANT=cuda --build-arg TORCH_INDEX= .
 # The CUDA that torch's wheel is made for must fit the base image below and the nodes' driver: look which it is, and take
 # another index if it does not. A process that finds no CUDA goes on on the CPU today.
 # EXTRAS may name more of pyproject.toml's: evaluator,openai for a judge at an endpoint. vLLM is not tried in these images.
@@ -17,7 +17,7 @@ RUN apt-get update \
 
 FROM ${VARIANT} AS build
 ARG EXTRAS=evaluator
-# Where torch without CUDA is; PyPI's has CUDA's libraries with it.
+# Where torch without CUDA is; empty for PyPI's, which has CUDA's libraries with it.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_EXTRA_INDEX_URL=${TORCH_INDEX}
 WORKDIR /src

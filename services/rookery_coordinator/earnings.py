@@ -46,8 +46,9 @@ def next_heats(session: Session, plan: RunPlan, round_: Round) -> list[tuple[Sel
     fields: list[racing.Field] = []
     for context in round_contexts(session, round_):
         entries = _entries(session, plan, round_.id, context)
-        racers = [entry for entry in entries if not entry.is_refused]  # the others have lost, and nothing to train
-        scored.append([entry for entry in racers if entry.earned])
+        # Those that are refused have lost, and there is nothing to train.
+        racers = [entry for entry in entries if entry.earned and not entry.is_refused]
+        scored.append(racers)
         fields.append(
             racing.Field(
                 scores=[entry.earned.scores for entry in racers if entry.earned],

@@ -115,10 +115,9 @@ def _enqueue(session: Session, work: Work, round_: Round, kind: JobKind, *, queu
 
 def _write_baseline(session: Session, work: Work, round_: Round, contexts: Sequence[Context]) -> None:
     """The passage alone, or self-edits of the domain's own: what the student makes of them without a teacher."""
-    domain = find_domain(plan_of(work).domain)
+    domain, alone = find_domain(plan_of(work).domain), learns_context_alone(round_)
 
     def write(context: Context, seed: int) -> WrittenSelfEdit:
-        alone = learns_context_alone(round_)
         text = "" if alone else domain.baseline(round_.label, to_context(context), seed=seed)
         return WrittenSelfEdit(
             prompt="", text=text, seed=seed, truncated=False, prompt_tokens=0, completion_tokens=0, fault=""

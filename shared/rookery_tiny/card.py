@@ -93,18 +93,19 @@ def card(abilities: list[dict[str, Any]], reports: list[dict[str, Any]]) -> str:
         columns=" | ".join(f"seed {seed}" for seed in seeds),
         rules="|".join("---" for _ in seeds),
         abilities="\n".join(
-            _line(LABELS[field.name], [f"{measured[field.name]:.3f}" for measured in abilities])
+            line(LABELS[field.name], [f"{measured[field.name]:.3f}" for measured in abilities])
             for field in fields(Abilities)
         ),
         rounds="two rounds of ReST-EM; control, the same updates on a random self-edit of each context",
         contexts=statistics.mode(row["n"] for row in rows[0].values()),
         report="\n".join(
-            _line(name, [f"{row[name]['mean']:.3f} ± {row[name]['stderr']:.3f}" for row in rows]) for name in rows[0]
+            line(name, [f"{row[name]['mean']:.3f} ± {row[name]['stderr']:.3f}" for row in rows]) for name in rows[0]
         ),
     )
 
 
-def _line(name: str, cells: list[str]) -> str:
+def line(name: str, cells: list[str]) -> str:
+    """Of a table."""
     return f"| {name} | {' | '.join(cells)} |"
 
 

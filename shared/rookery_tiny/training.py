@@ -184,10 +184,9 @@ class Progress:
         *,
         phase: int,
         step: int,
-        now: bool = False,
     ) -> None:
         """Write it, if it is time to."""
-        if not now and time.monotonic() - self._saved < self._every:
+        if time.monotonic() - self._saved < self._every:
             return
         state = {
             "of": self._of,

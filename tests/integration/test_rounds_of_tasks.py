@@ -176,7 +176,7 @@ def train_work(database: Database, job: str) -> TrainWork:
 
 def test_nobody_makes_practice_while_a_transaction_is_open(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever made some here would fail: at creation, when results arrive, when trials are planned and claimed."""
-    for making in ("tasks_on_grids", "tasks_on_texts", "practice_on_grids", "practice_on_texts"):
+    for making in ("tasks_on_grids", "tasks_on_texts"):
         monkeypatch.setattr(few_shot, making, None)
     make_profiles(database)
     plan = RunPlan(

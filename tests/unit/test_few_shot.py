@@ -124,7 +124,7 @@ def test_random_configurations_have_no_fault_and_no_practice_is_made_for_them(mo
     many = tuple(Demonstration(input=f"{i} {j}", output=f"{j} {i}") for i in (1, 2, 3, 4) for j in (5, 6, 7))
     contexts = [CONTEXT, WORDS, replace(CONTEXT, demonstrations=many)]
     with monkeypatch.context() as patched:
-        for making in ("tasks_on_grids", "tasks_on_texts", "practice_on_grids", "practice_on_texts"):
+        for making in ("tasks_on_grids", "tasks_on_texts"):
             patched.setattr(few_shot, making, None)
         drawn = [
             (context, seed, DOMAIN.baseline("random", context, seed=seed)) for context in contexts for seed in range(99)

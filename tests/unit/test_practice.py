@@ -14,10 +14,10 @@ from rookery_shared.grids.practice import (
     MOST_TASKS,
     Practice,
     Shown,
+    choose,
     most_tasks,
-    practice_on_grids,
-    practice_on_texts,
     tasks_on_grids,
+    tasks_on_texts,
 )
 
 
@@ -26,7 +26,8 @@ def fit(task: Practice[Grid]) -> bool:
 
 
 def practice(demonstrations: Sequence[Shown[Grid]], groups: Sequence[str], *, seed: int) -> list[Practice[Grid]]:
-    return practice_on_grids(demonstrations, groups, seed=seed, accepts=fit)
+    rng = random.Random(seed)
+    return choose(tasks_on_grids(demonstrations, groups, rng=rng, accepts=fit), rng)
 
 
 def shown(colour: int) -> Shown[Grid]:
@@ -95,11 +96,11 @@ def test_the_most_that_can_come_of_demonstrations_is_known_beforehand(demonstrat
     most = most_tasks(demonstrations, groups)
     assert (most > 0) == (demonstrations > 1)
     assert len(practice(some, groups, seed=0)) <= most <= MOST_TASKS
-    assert len(practice_on_texts(texts, seed=0, accepts=lambda _: True)) <= most
+    assert len([*tasks_on_texts(texts, rng=random.Random(0), accepts=lambda _: True)]) <= most
 
 
 def test_texts_are_left_out_like_grids() -> None:
     pairs = [Shown("cat", "tac"), Shown("dog", "god"), Shown("pot", "top")]
-    made = practice_on_texts(pairs, seed=0, accepts=lambda task: task.asked.input != "pot")
+    made = [*tasks_on_texts(pairs, rng=random.Random(0), accepts=lambda task: task.asked.input != "pot")]
     assert {task.asked for task in made} == {*pairs[:2]}
     assert all(task.asked not in task.demonstrations for task in made)

@@ -356,13 +356,15 @@ def test_a_pre_training_that_was_stopped_goes_on(tmp_path: Path, kept: int) -> N
         steps = 0
 
         def keep(self, *arguments: object, **more: object) -> None:
-            super().keep(*arguments, **more, now=True)  # type: ignore[arg-type]
+            super().keep(*arguments, **more)  # type: ignore[arg-type]
             self.steps += 1
             if self.steps == kept:
                 raise Stopped
 
     with pytest.raises(Stopped):
-        make_model(SMALL, tokenizer(), seed=0, progress=Interrupted(tmp_path / "progress.pt", of="this"))
+        make_model(
+            SMALL, tokenizer(), seed=0, progress=Interrupted(tmp_path / "progress.pt", of="this", every_seconds=0.0)
+        )
     whole, continued = made(tmp_path / "none").state_dict(), made(tmp_path).state_dict()
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
     with pytest.raises(ValueError, match="another pre-training"):

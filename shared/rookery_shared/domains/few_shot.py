@@ -13,6 +13,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rookery.grids import Grid, NotAGrid, fits, from_text, to_text
 from rookery_shared.domains.base import Ask
@@ -32,9 +33,8 @@ from rookery_shared.grids.configuration import (
 from rookery_shared.grids.practice import (
     Practice,
     Shown,
+    choose,
     most_tasks,
-    practice_on_grids,
-    practice_on_texts,
     tasks_on_grids,
     tasks_on_texts,
 )
@@ -162,10 +162,8 @@ class FewShot:
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:
         """Without a self-edit, practice without augmentations."""
         groups = read_configuration(self_edit).groups if self_edit.strip() else ()
-        return [
-            Example(prompt=asking(task.demonstrations, task.asked.input), completion=task.asked.output, end=True)
-            for task in self._practice(context, groups, seed=seed)
-        ]
+        rng = random.Random(seed)
+        return [_as_example(task) for task in choose(self._tasks(context, groups, rng), rng)]
 
     def recipe(self, self_edit: str, recipe: LoraRecipe) -> LoraRecipe:
         try:
@@ -186,27 +184,17 @@ class FewShot:
     def read_questions(self, text: str) -> list[Question]:
         return []
 
-    def _practice(self, context: Context, groups: Sequence[str], *, seed: int) -> list[Practice[str]]:
+    def _tasks(self, context: Context, groups: Sequence[str], rng: random.Random) -> Iterator[Practice[Any]]:
+        """All practice, on grids if all is grids, else on texts; each task made when it is asked for."""
         shown = _as_grids(context.demonstrations)
         if shown is None:
             texts = [Shown(d.input, d.output) for d in context.demonstrations]
-            return practice_on_texts(texts, seed=seed, accepts=_is_short)
-        made = practice_on_grids(shown, groups, seed=seed, accepts=_is_small)
-        return [
-            Practice(demonstrations=tuple(map(_to_texts, task.demonstrations)), asked=_to_texts(task.asked))
-            for task in made
-        ]
+            return tasks_on_texts(texts, rng=rng, accepts=_is_short)
+        return tasks_on_grids(shown, groups, rng=rng, accepts=_is_small)
 
     def _count(self, context: Context, groups: Sequence[str], *, most: int) -> int:
         """How many examples there are for one seed, up to `most`: no more are made."""
-        shown, rng = _as_grids(context.demonstrations), random.Random(0)
-        tasks: Iterator[object]
-        if shown is None:
-            texts = [Shown(d.input, d.output) for d in context.demonstrations]
-            tasks = tasks_on_texts(texts, rng=rng, accepts=_is_short)
-        else:
-            tasks = tasks_on_grids(shown, groups, rng=rng, accepts=_is_small)
-        return sum(1 for _ in itertools.islice(tasks, most))
+        return sum(1 for _ in itertools.islice(self._tasks(context, groups, random.Random(0)), most))
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
@@ -277,7 +265,14 @@ def _as_grids(demonstrations: Sequence[Demonstration]) -> list[Shown[Grid]] | No
         return None
 
 
-def _to_texts(shown: Shown[Grid]) -> Shown[str]:
+def _as_example(task: Practice[Any]) -> Example:
+    shown, asked = [*map(_in_text, task.demonstrations)], _in_text(task.asked)
+    return Example(prompt=asking(shown, asked.input), completion=asked.output, end=True)
+
+
+def _in_text(shown: Shown[Any]) -> Shown[str]:
+    if isinstance(shown.input, str):
+        return shown
     return Shown(to_text(shown.input), to_text(shown.output))
 
 

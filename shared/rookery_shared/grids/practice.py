@@ -52,24 +52,11 @@ def most_tasks(demonstrations: int, groups: Sequence[str]) -> int:
     return min(2 * (changed + recoloured), MOST_TASKS)  # twice: each in another order as well
 
 
-def practice_on_grids(
-    demonstrations: Sequence[Shown[Grid]],
-    groups: Sequence[str],
-    *,
-    seed: int,
-    accepts: Callable[[Practice[Grid]], bool],
-) -> list[Practice[Grid]]:
-    """At most `MOST_TASKS` of `tasks_on_grids`, in random order."""
-    rng = random.Random(seed)
-    return _chosen(tasks_on_grids(demonstrations, groups, rng=rng, accepts=accepts), rng)
-
-
-def practice_on_texts(
-    demonstrations: Sequence[Shown[str]], *, seed: int, accepts: Callable[[Practice[str]], bool]
-) -> list[Practice[str]]:
-    """At most `MOST_TASKS` of `tasks_on_texts`, in random order."""
-    rng = random.Random(seed)
-    return _chosen(tasks_on_texts(demonstrations, rng=rng, accepts=accepts), rng)
+def choose(tasks: Iterable[Practice[Side]], rng: random.Random) -> list[Practice[Side]]:
+    """At most `MOST_TASKS` of them, in random order."""
+    made = [*tasks]
+    rng.shuffle(made)
+    return made[:MOST_TASKS]
 
 
 def tasks_on_grids(
@@ -145,9 +132,3 @@ def _different(made: Iterable[Practice[Side]], accepts: Callable[[Practice[Side]
             seen.add(task)
             if accepts(task):
                 yield task
-
-
-def _chosen(tasks: Iterable[Practice[Side]], rng: random.Random) -> list[Practice[Side]]:
-    made = [*tasks]
-    rng.shuffle(made)
-    return made[:MOST_TASKS]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rookery_tiny.card import line
 from rookery_tiny.grids.puzzles import STEPS, Known, rules
 
 TEXT = """---
@@ -92,20 +93,18 @@ def tables(measured: list[dict[str, Any]]) -> str:
 
 def _solved(measured: list[dict[str, Any]]) -> Iterator[str]:
     for name, label in LABELS.items():
-        yield _line(label, [abilities[name] for abilities in measured])
+        yield _scores(label, [abilities[name] for abilities in measured])
     for same in zip(*(abilities["tried"] for abilities in measured), strict=True):
-        yield _line(f"new rules after {same[0]['label']}", [tried["score"] for tried in same])
+        yield _scores(f"new rules after {same[0]['label']}", [tried["score"] for tried in same])
 
 
 def _written(measured: list[dict[str, Any]]) -> Iterator[str]:
     for name, label in SHARES.items():
-        shares = [f"{abilities[name]:.3f}" for abilities in measured]
-        yield f"| {label} | {' | '.join(shares)} |"
+        yield line(label, [f"{abilities[name]:.3f}" for abilities in measured])
 
 
-def _line(label: str, scores: list[dict[str, Any]]) -> str:
-    cells = [f"{score['solved']:.3f} ({score['cells']:.3f})" for score in scores]
-    return f"| {label} | {' | '.join(cells)} |"
+def _scores(label: str, scores: list[dict[str, Any]]) -> str:
+    return line(label, [f"{score['solved']:.3f} ({score['cells']:.3f})" for score in scores])
 
 
 if __name__ == "__main__":
