@@ -145,9 +145,13 @@ class Light:
         with self.database.read() as session:
             return session.scalar(select(func.count()).select_from(Outbox)) or 0
 
-    def duplicates(self) -> float:
-        """Messages that announced a job which somebody had claimed or which had ended."""
-        return self.coordinator.counted("rookery_duplicate_delivery_total")
+    def duplicates(self, jobs: list[str]) -> int:
+        """Messages of these jobs that the workers dropped: somebody had claimed the job, or it had ended.
+
+        What tests before have left with the broker is not among them.
+        """
+        lines = [line for process in self.processes[1:] for line in process.log.read_text().splitlines()]
+        return sum("duplicate message dropped" in line and any(job in line for job in jobs) for line in lines)
 
     def journal(self, what: str = "started") -> list[dict[str, Any]]:
         """What the workers did."""

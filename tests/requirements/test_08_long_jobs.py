@@ -115,11 +115,11 @@ def test_rabbitmq_is_not_kept_waiting(impatient_rabbitmq: None, light_rabbitmq: 
 
 
 def test_redis_does_not_deliver_again(light_redis: Light) -> None:
-    visibility = {"visibility_timeout": 1, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+    visibility = {"visibility_timeout": 2, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
     workers = [light_redis.start_worker(options=visibility) for _ in range(2)]
-    before = light_redis.duplicates()
-    watch(light_redis, workers[0], light_redis.submit(5, 0.1), seconds=60)
-    assert light_redis.duplicates() == before
+    jobs = light_redis.submit(6, 0.1)
+    watch(light_redis, workers[0], jobs, seconds=60)
+    assert light_redis.duplicates(jobs) == 0
 
 
 def test_an_idle_worker_takes_what_waits(light: Light) -> None:

@@ -164,7 +164,6 @@ def progress_message(session: Session, work: Work) -> measurement_pb2.Progress:
             .where(tables.Trial.round.in_([r.id for r in rounds]))
             .group_by(tables.Trial.round)
         )
-        .tuples()
         .all()
     )
     planned = {r.id: r.contexts * r.self_edits * r.seeds for r in rounds}
@@ -175,7 +174,7 @@ def progress_message(session: Session, work: Work) -> measurement_pb2.Progress:
         .where(tables.Round.parent == work.name)
         .group_by(tables.Trial.state)
     )
-    counts = dict(session.execute(query).tuples().all())
+    counts = dict(session.execute(query).all())
     done = sum(counts.get(state, 0) for state in ENDED_TRIAL_STATES)
     progress = measurement_pb2.Progress(
         trials_done=done,
