@@ -102,15 +102,15 @@ class Bench:
         losses: dict[str, float] = {}
         for contender, _ in entered.values():  # warm up
             contender.train(make_tasks(LEAST, self.tokenizer, self.folder, tokens=tokens, epochs=1))
-        for _ in range(self.turns):
-            for name, (contender, count) in entered.items():
-                seconds, seen, losses[name] = self._turn(contender, tasks[:count])
-                rates[name].append((seen / mean / seconds * 3600, seen / seconds))
-        best = max((name for name in rates if name.startswith(SEQUENTIAL)), key=lambda n: _median(rates[n], 0))
+        turns = {name: (contender, tasks[:count]) for name, (contender, count) in entered.items()}
         if padded:
             short = make_tasks(1, self.tokenizer, self.folder, tokens=tokens, epochs=PADDED_EPOCHS)
-            seconds, seen, losses[PADDED] = self._turn(PaddedSequential(model, self.tokenizer), short)
-            rates[PADDED] = [(seen / mean / seconds * 3600, seen / seconds)]
+            turns[PADDED] = (PaddedSequential(model, self.tokenizer), short)
+        for _ in range(self.turns):
+            for name, (contender, trained) in turns.items():
+                seconds, seen, losses[name] = self._turn(contender, trained)
+                rates[name].append((seen / mean / seconds * 3600, seen / seconds))
+        best = max((name for name in rates if name.startswith(SEQUENTIAL)), key=lambda n: _median(rates[n], 0))
         peak, work = matmul_peak(dtype, self.device), 4 * multiplied_weights(model)
         return {
             "shape": shape,
@@ -124,7 +124,8 @@ class Bench:
                     "adapters_per_hour": round(_median(values, 0)),
                     "real_tokens_per_second": round(_median(values, 1)),
                     "ratio": round(_ratio(values, rates[best]), 2),
-                    "ratios": [round(a / b, 2) for (a, _), (b, _) in zip(values, rates[best], strict=False)],
+                    "ratios": [round(a / b, 2) for (a, _), (b, _) in zip(values, rates[best], strict=True)],
+                    **({"ratio_to_padded": round(_ratio(values, rates[PADDED]), 1)} if padded else {}),
                     "share_of_matmul_peak": round(_median(values, 1) * work / peak, 3),
                     "last_loss": round(losses[name], 4),
                 }
@@ -172,8 +173,6 @@ def _median(values: Sequence[tuple[float, float]], place: int) -> float:
 
 
 def _ratio(values: Sequence[tuple[float, float]], others: Sequence[tuple[float, float]]) -> float:
-    if len(values) != len(others):
-        return _median(values, 0) / _median(others, 0)
     return statistics.median(a / b for (a, _), (b, _) in zip(values, others, strict=True))
 
 
