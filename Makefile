@@ -5,7 +5,7 @@ VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-vllm chaos bench bench-control bench-vllm lint format proto clean
+.PHONY: quickstart test test-vllm test-images chaos bench bench-control bench-vllm lint format proto clean
 
 # A teacher learns to write better self-edits, in minutes, on two CPU cores.
 quickstart: $(VENV)/local
@@ -28,6 +28,10 @@ bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench.scoring --out tests/bench/results/scoring-cpu.json
 	$(BIN)/python -m tests.bench.optimisers --out tests/bench/results/optimisers-cpu.json
 	$(BIN)/python -m tests.bench.racing --out tests/bench/results/racing-cpu.json
+
+# Each Dockerfile's install steps in an environment of its own, and the chart's pods on them: minutes, and gigabytes.
+test-images: $(VENV)/dev
+	ROOKERY_TEST_IMAGES=1 $(BIN)/python -m pytest tests/deploy/test_install_steps.py
 
 # Adaptations accepted in a second, how soon, in how much memory, and that none is lost with a coordinator.
 bench-control: $(VENV)/dev

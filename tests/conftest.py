@@ -16,7 +16,7 @@ from tests.servers.s3 import S3Server, start_moto, start_rclone
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from threads that wait for each other
 
-SHARED_SYSTEMS = frozenset({"system", "postgres_system"})
+SHARED_SYSTEMS = frozenset({"shared_system", "shared_postgres_system"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -29,7 +29,8 @@ RUN python3 -m venv /opt/rookery \
 
 FROM ${VARIANT}
 RUN groupadd --gid 10001 rookery \
-  && useradd --no-log-init --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin rookery
+  && useradd --no-log-init --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin rookery \
+  && install --directory --owner 10001 --group 10001 /var/cache/rookery /var/cache/huggingface
 COPY --from=build /opt/rookery /opt/rookery
 # Nothing is written outside of /tmp, ROOKERY_CACHE_FOLDER and HF_HOME, so the root may be read-only.
 ENV PATH=/opt/rookery/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 
 from rookery.errors import RookeryError
 from rookery_coordinator.settings import CoordinatorSettings, WorkerSettings
-from rookery_shared import log
+from rookery_shared import telemetry
+from rookery_shared.log import get_logger
 from rookery_shared.metrics import serve_metrics
+from rookery_shared.rpc.server import run_service
 
 
 def main() -> None:
@@ -36,18 +37,18 @@ def _serve() -> None:
     from rookery_coordinator.server import serve
 
     settings = CoordinatorSettings()
-    log.configure(service="coordinator", level=settings.log_level, style=settings.log_format)
-    serve_metrics(settings.metrics_port)
-    asyncio.run(serve(settings))
+    telemetry.configure(settings, service="coordinator")
+    serve_metrics(settings.metrics_port, host=settings.metrics_host)
+    run_service(serve(settings))
 
 
 def _relay() -> None:
     from rookery_coordinator.server import relay
 
     settings = CoordinatorSettings()
-    log.configure(service="coordinator-relay", level=settings.log_level, style=settings.log_format)
-    serve_metrics(settings.metrics_port)
-    asyncio.run(relay(settings))
+    telemetry.configure(settings, service="coordinator-relay")
+    serve_metrics(settings.metrics_port, host=settings.metrics_host)
+    run_service(relay(settings))
 
 
 def _work() -> None:
@@ -55,6 +56,7 @@ def _work() -> None:
     from rookery_shared.jobs.worker import run_worker
 
     settings = WorkerSettings()
+    telemetry.configure(settings, service="coordinator-worker")
     run_worker(
         settings,
         service="coordinator-worker",
@@ -69,12 +71,12 @@ def _migrate() -> None:
     from rookery_coordinator.schema import migrate
 
     settings = CoordinatorSettings()
-    log.configure(service="coordinator", level=settings.log_level, style=settings.log_format)
+    telemetry.configure(settings, service="coordinator")
     database = Database(settings.database_url)
     try:
         migrate(database)
     except RookeryError as error:
-        log.get_logger().error("cannot migrate", reason=error.reason, message=error.message)
+        get_logger().error("cannot migrate", reason=error.reason, message=error.message)
         raise SystemExit(1) from None
     finally:
         database.close()

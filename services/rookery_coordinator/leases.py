@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
+from rookery.tracing import current_trace
 from rookery_coordinator.database import now, when_committed
 from rookery_coordinator.identifiers import new_id
 from rookery_coordinator.tables import Job, Outbox
@@ -62,6 +63,7 @@ def enqueue(session: Session, new: NewJob) -> Job:
         deaths=0,
         done=0,
         total=len(new.scope),
+        trace=current_trace(),
     )
     session.add(job)
     _count(session, "new", job.state)
@@ -71,7 +73,7 @@ def enqueue(session: Session, new: NewJob) -> Job:
 
 
 def _announce(session: Session, job: Job, *, delay: float) -> None:
-    message = Outbox(job=job.id, epoch=job.epoch, queue=job.queue)
+    message = Outbox(job=job.id, epoch=job.epoch, queue=job.queue, trace=job.trace)
     if delay:
         message.not_before = now() + delay
     session.add(message)
@@ -275,7 +277,7 @@ def _last_claimed(queue: str, *, before: ColumnElement[float], since: ColumnElem
 
 def _announce_again(session: Session, *which: ColumnElement[bool]) -> int:
     """Queue jobs from now on, in the order in which they were. Returns how many."""
-    columns = select(Job.id, Job.epoch, Job.queue, now()).where(*which).order_by(Job.queue_time)
-    session.execute(insert(Outbox).from_select(["job", "epoch", "queue", "not_before"], columns))
+    columns = select(Job.id, Job.epoch, Job.queue, Job.trace, now()).where(*which).order_by(Job.queue_time)
+    session.execute(insert(Outbox).from_select(["job", "epoch", "queue", "trace", "not_before"], columns))
     queued = session.execute(update(Job).where(*which).values(state=JobState.QUEUED, queue_time=now()))
     return queued.rowcount  # type: ignore[attr-defined, no-any-return]  # as above

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 from sqlalchemy import delete, func, or_, select, update
 
 from rookery_coordinator.database import Database, now
-from rookery_coordinator.tables import Outbox
+from rookery_coordinator.tables import Job, Outbox
+from rookery_coordinator.types import OPEN_JOB_STATES, JobKind
 from rookery_shared.faults import Point, fault_point
 from rookery_shared.jobs.queues import announce
 from rookery_shared.log import get_logger
-from rookery_shared.metrics import OUTBOX_AGE, OUTBOX_PENDING
+from rookery_shared.metrics import JOBS, OUTBOX_AGE, OUTBOX_PENDING
 
 BATCH = 100
 CLAIM_SECONDS = 10.0
@@ -27,6 +29,7 @@ class _Message:
     job: str
     epoch: int
     queue: str
+    trace: str
 
 
 class Relay:
@@ -49,12 +52,16 @@ class Relay:
         return len(sent)
 
     def measure(self) -> None:
-        """How much is due, for Prometheus."""
+        """How much is due, and how many jobs have not ended, for Prometheus."""
         with self._database.read() as session:
             query = select(func.count(), now() - func.min(Outbox.not_before)).where(Outbox.not_before <= now())
             pending, age = session.execute(query).one()
+            open_jobs = select(Job.kind, Job.state, func.count()).where(Job.state.in_(OPEN_JOB_STATES))
+            counts = {(kind, state): n for kind, state, n in session.execute(open_jobs.group_by(Job.kind, Job.state))}
         OUTBOX_PENDING.set(pending)
         OUTBOX_AGE.set(age or 0.0)
+        for kind, state in product(JobKind, OPEN_JOB_STATES):
+            JOBS.labels(kind=kind.value, state=state.value).set(counts.get((kind, state), 0))
 
     def _take(self) -> list[_Message]:
         """Messages that are due and that no other relay has."""
@@ -65,14 +72,16 @@ class Relay:
             update(Outbox)
             .where(Outbox.id.in_(select(claimed.c.id)))
             .values(claimed_until=now() + CLAIM_SECONDS)
-            .returning(Outbox.id, Outbox.job, Outbox.epoch, Outbox.queue)
+            .returning(Outbox.id, Outbox.job, Outbox.epoch, Outbox.queue, Outbox.trace)
         )
         with self._database.read() as session:
             if session.scalar(due.limit(1)) is None:
                 return []
         with self._database.write() as session:
             rows = session.execute(taking).all()
-        return [_Message(id=row.id, job=row.job, epoch=row.epoch, queue=row.queue) for row in sorted(rows)]
+        return [
+            _Message(id=row.id, job=row.job, epoch=row.epoch, queue=row.queue, trace=row.trace) for row in sorted(rows)
+        ]
 
     def _send(self, messages: Sequence[_Message]) -> set[int]:
         """The ids of those that the broker has."""
@@ -80,7 +89,7 @@ class Relay:
         try:
             for message in messages:
                 fault_point(Point.RELAYING)
-                announce(self._app, queue=message.queue, job=message.job, epoch=message.epoch)
+                announce(self._app, queue=message.queue, job=message.job, epoch=message.epoch, trace=message.trace)
                 fault_point(Point.RELAYED)
                 sent.add(message.id)
         except (OperationalError, OSError) as error:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from rookery_coordinator import earnings, leases
-from rookery_coordinator.database import now
+from rookery_coordinator.database import now, when_committed
 from rookery_coordinator.events import audit, tell
 from rookery_coordinator.identifiers import new_id, policy_name, recipe_digest
 from rookery_coordinator.policies import adopt_if_better, next_version
@@ -48,6 +49,7 @@ from rookery_coordinator.works import (
     round_contexts,
     to_context,
 )
+from rookery_shared import metrics
 from rookery_shared.domains import find_domain
 from rookery_shared.errors import NoQuestions, TrainingFailed, UnusableSelfEdits
 from rookery_shared.jobs.queues import evaluate_queue, generate_queue, improve_queue, train_queue
@@ -347,6 +349,7 @@ def apply_evaluated(
         trial.state = TrialState.SCORED
         trial.score_before = domain.score(reward, [q.grades_before[reward] for q in item.questions])
         trial.score_after = domain.score(reward, [q.grades_after[reward] for q in item.questions])
+        when_committed(session, partial(metrics.REWARDS.labels(reward=reward).observe, trial.score_after))
         trial.evaluation = {
             "base_model": base_model,
             "graders": list(graders),
@@ -498,6 +501,7 @@ def starting_adapter(session: Session, work: Work, round_: Round) -> str | None:
 
 def _succeed(session: Session, work: Work, round_: Round) -> None:
     round_.state = State.SUCCEEDED
+    _observe(session, round_)
     tell(session, work.name, f"round {round_.position} ({round_.purpose.value}) done")
     if isinstance(work, Adaptation):
         _choose_adapter(session, work, round_)
@@ -508,6 +512,14 @@ def _succeed(session: Session, work: Work, round_: Round) -> None:
         for control in _of_same_contexts(session, round_, Purpose.CONTROL):
             _settle(session, work, control)
     _end_if_over(session, work)
+
+
+def _observe(session: Session, round_: Round) -> None:
+    """How long it took, if it had any jobs."""
+    seconds = session.scalar(select(now() - func.min(Job.queue_time)).where(Job.round == round_.id))
+    if seconds is not None:
+        measure = metrics.ROUND_DURATION.labels(purpose=round_.purpose.value).observe
+        when_committed(session, partial(measure, seconds))
 
 
 def _choose_adapter(session: Session, work: Adaptation, round_: Round) -> None:

@@ -34,7 +34,8 @@ from rookery_coordinator.relay import BATCH, Relay
 from rookery_coordinator.settings import CoordinatorSettings
 from rookery_shared.jobs.queues import make_app
 from rookery_shared.log import get_logger
-from rookery_shared.rpc.server import RpcServer, Servicer, run_until_signalled
+from rookery_shared.rpc.server import RpcServer, Secure, Servicer, run_until_signalled
+from rookery_shared.rpc.tls import Certificate
 from rookery_shared.store.base import ObjectStore
 from rookery_shared.store.connect import open_cache
 from rookery_shared.store.probing import open_store
@@ -51,7 +52,12 @@ async def serve(settings: CoordinatorSettings) -> None:
     store = open_store(settings, writes=True)
     database = Database(settings.database_url, seconds=settings.sql_seconds)
     units, inventory = Units(database), Inventory(database, store)
-    public = RpcServer(_public(units, store, inventory, settings), address=settings.address, settings=settings)
+    public = RpcServer(
+        _public(units, store, inventory, settings),
+        address=settings.address,
+        settings=settings,
+        secure=_secure(settings),
+    )
     internal = RpcServer(_internal(units, settings), address=settings.job_address, settings=settings)
     reaper = Reaper(database, forgotten_seconds=settings.forgotten_seconds)
     leftovers = Leftovers(database, store)
@@ -118,6 +124,12 @@ def _public(units: Units, store: ObjectStore, inventory: Inventory, settings: Co
             seconds={"VerifyStore": VERIFY_SECONDS},
         ),
     ]
+
+
+def _secure(settings: CoordinatorSettings) -> Secure | None:
+    if not settings.tls_address:
+        return None
+    return Secure(address=settings.tls_address, certificate=Certificate(settings.tls_certificate, settings.tls_key))
 
 
 def _internal(units: Units, settings: CoordinatorSettings) -> list[Servicer]:

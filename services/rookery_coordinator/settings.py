@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from rookery_shared.settings import ServerSettings, ServiceSettings, StoreSettings
@@ -16,6 +18,11 @@ class CoordinatorSettings(ServiceSettings, ServerSettings, StoreSettings):
     """The longest that a transaction may take on PostgreSQL. A database that has not answered by then is away."""
     address: str = "0.0.0.0:7070"
     """Where the public API listens."""
+    tls_address: str = ""
+    """Where it listens for TLS as well; empty: nowhere."""
+    tls_certificate: Path = Path("/etc/rookery/tls/tls.crt")
+    """The chain that it shows there, as PEM. One that is renewed is shown to whoever connects next."""
+    tls_key: Path = Path("/etc/rookery/tls/tls.key")
     job_address: str = "0.0.0.0:7071"
     """Where the internal API for workers listens."""
     lease_seconds: float = 30.0

@@ -241,6 +241,8 @@ class Job(Base):
     """When this attempt was queued, or announced again."""
     start_time: Mapped[float | None]
     end_time: Mapped[float | None]
+    trace: Mapped[str] = mapped_column(server_default="")
+    """The span that has made it, as a W3C `traceparent`; empty if nobody traces."""
     __table_args__ = (Index("jobs_by_claim", "queue", "start_time"), Index("jobs_by_queueing", "queue", "queue_time"))
 
 
@@ -255,6 +257,8 @@ class Outbox(Base):
     not_before: Mapped[float] = mapped_column(insert_default=now())
     claimed_until: Mapped[float | None]
     """Until then it is a relay's to send."""
+    trace: Mapped[str] = mapped_column(server_default="")
+    """As the job's."""
 
 
 class Event(Base):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 
 from rookery_evaluator.settings import EvaluatorSettings
-from rookery_shared import log
+from rookery_shared import telemetry
 from rookery_shared.metrics import serve_metrics
+from rookery_shared.rpc.server import run_service
 from rookery_shared.types import REMOTE_ENGINE
 
 
@@ -16,9 +16,9 @@ def main() -> None:
         prog="rookery-evaluator", description="Scores adapters of one student profile."
     ).parse_args()
     settings = EvaluatorSettings()  # type: ignore[call-arg]  # its fields come from the environment
-    log.configure(service="evaluator", level=settings.log_level, style=settings.log_format)
-    serve_metrics(settings.metrics_port)
-    asyncio.run(_serve(settings))
+    telemetry.configure(settings, service="evaluator")
+    serve_metrics(settings.metrics_port, host=settings.metrics_host)
+    run_service(_serve(settings))
 
 
 async def _serve(settings: EvaluatorSettings) -> None:

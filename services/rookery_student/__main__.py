@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rookery_shared import log
+from rookery_shared import telemetry
 from rookery_shared.jobs.queues import train_queue
 from rookery_shared.jobs.worker import run_worker
 from rookery_shared.store.probing import open_store
@@ -14,7 +14,7 @@ from rookery_student.settings import StudentSettings
 def main() -> None:
     argparse.ArgumentParser(prog="rookery-student", description="Trains adapters of one student profile.").parse_args()
     settings = StudentSettings()  # type: ignore[call-arg]  # its fields come from the environment
-    log.configure(service="student", level=settings.log_level, style=settings.log_format)
+    telemetry.configure(settings, service="student")
     open_store(settings, writes=True)
     run_worker(
         settings,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rookery.internal.v1 import job_service_pb2 as pb
-from rookery_shared import log
+from rookery_shared import telemetry
 from rookery_shared.domains import Domain, domain_names, find_domain
 from rookery_shared.errors import OtherRules
 from rookery_shared.jobs.lease import Lease
@@ -22,7 +22,7 @@ from rookery_training.workshop import Order, Workshop
 def build_handlers() -> Mapping[str, Handler]:
     """Called in that process, which loads the model at its first job."""
     settings = StudentSettings()  # type: ignore[call-arg]  # its fields come from the environment
-    log.configure(service="student", level=settings.log_level, style=settings.log_format)
+    telemetry.configure(settings, service="student")
     return {"train": Student(Workshop(settings)).train}
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 
-from rookery_shared import log
+from rookery_shared import telemetry
 from rookery_shared.jobs.queues import improve_queue
 from rookery_shared.jobs.worker import run_worker
 from rookery_shared.metrics import serve_metrics
+from rookery_shared.rpc.server import run_service
 from rookery_shared.store.probing import open_store
 from rookery_teacher.settings import TeacherSettings
 
@@ -24,11 +24,11 @@ def main() -> None:
     )
     settings = TeacherSettings()  # type: ignore[call-arg]  # its fields come from the environment
     if parser.parse_args().command == "serve":
-        log.configure(service="teacher", level=settings.log_level, style=settings.log_format)
-        serve_metrics(settings.metrics_port)
-        asyncio.run(_serve(settings))
+        telemetry.configure(settings, service="teacher")
+        serve_metrics(settings.metrics_port, host=settings.metrics_host)
+        run_service(_serve(settings))
     else:
-        log.configure(service="trainer", level=settings.log_level, style=settings.log_format)
+        telemetry.configure(settings, service="trainer")
         open_store(settings, writes=True)
         run_worker(
             settings,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rookery.internal.v1 import job_service_pb2 as pb
-from rookery_shared import log
+from rookery_shared import telemetry
 from rookery_shared.errors import TrainingFailed
 from rookery_shared.jobs.lease import Lease
 from rookery_shared.jobs.runner import Handler
@@ -21,7 +21,7 @@ from rookery_training.workshop import Order, Workshop
 def build_handlers() -> Mapping[str, Handler]:
     """Called in that process, which loads the model at its first job."""
     settings = TeacherSettings()  # type: ignore[call-arg]  # its fields come from the environment
-    log.configure(service="trainer", level=settings.log_level, style=settings.log_format)
+    telemetry.configure(settings, service="trainer")
     return {"improve": Trainer(Workshop(settings)).improve}
 
 

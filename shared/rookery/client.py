@@ -39,6 +39,8 @@ WATCH_SECONDS = 3600.0
 """A watch that is still open after this long is taken up again."""
 RECONNECT_SECONDS = 60.0
 """How long a watch tries to reach a server that went away."""
+LOST_SECONDS = 0.5
+"""Between two attempts."""
 _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """What a watch is told that nobody here has ended: gRPC itself cancels calls that wait 30 s to be taken up."""
 
@@ -108,7 +110,7 @@ class Client:
             sampling=sampling,
             seed=seed,
         )
-        request = adaptation_service_pb2.CreateAdaptationRequest(adaptation=adaptation, request_id=_request_id())
+        request = adaptation_service_pb2.CreateAdaptationRequest(adaptation=adaptation, request_id=request_id())
         return call(self._adaptations.CreateAdaptation, request)
 
     def get_adaptation(self, name: str) -> adaptation_service_pb2.Adaptation:
@@ -143,7 +145,7 @@ class Client:
 
     def create_run(self, run: run_service_pb2.Run) -> run_service_pb2.Run:
         """Start a run that trains a teacher."""
-        return call(self._runs.CreateRun, run_service_pb2.CreateRunRequest(run=run, request_id=_request_id()))
+        return call(self._runs.CreateRun, run_service_pb2.CreateRunRequest(run=run, request_id=request_id()))
 
     def get_run(self, name: str) -> run_service_pb2.Run:
         return call(self._runs.GetRun, run_service_pb2.GetRunRequest(name=name))
@@ -186,7 +188,7 @@ class Client:
     # --- models ------------------------------------------------------------------------------------------------------
 
     def create_profile(self, profile: model_service_pb2.Profile) -> model_service_pb2.Profile:
-        request = model_service_pb2.CreateProfileRequest(profile=profile, request_id=_request_id())
+        request = model_service_pb2.CreateProfileRequest(profile=profile, request_id=request_id())
         return call(self._models.CreateProfile, request)
 
     def get_profile(self, name: str) -> model_service_pb2.Profile:
@@ -246,23 +248,60 @@ class Client:
 
     def download_adapter(self, name: str, folder: str | Path) -> Path:
         """Write an adapter's files into a folder, which `peft.PeftModel.from_pretrained` loads. Returns the folder."""
-        target = Path(folder)
+        download = Download(Path(folder))
         request = adapter_service_pb2.DownloadAdapterRequest(name=name)
-        partial: dict[str, Path] = {}
         for part in stream(self._adapters.DownloadAdapter, request, seconds=DOWNLOAD_SECONDS):
-            file = Path(part.file).name  # never outside of the folder
-            if file not in partial:
-                target.mkdir(parents=True, exist_ok=True)
-                partial[file] = target / f".{file}.part"
-                partial[file].unlink(missing_ok=True)
-            with partial[file].open("ab") as opened:
-                opened.write(part.chunk)
-        for file, path in partial.items():
-            path.replace(target / file)
-        return target
+            download.add(part)
+        return download.finish()
 
 
-def _request_id() -> str:
+class Download:
+    """Files that come in parts. They have their names once all are there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._partial: dict[str, Path] = {}
+
+    def add(self, part: adapter_service_pb2.DownloadAdapterResponse) -> None:
+        file = Path(part.file).name  # never outside of the folder
+        if file not in self._partial:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._partial[file] = self._folder / f".{file}.part"
+            self._partial[file].unlink(missing_ok=True)
+        with self._partial[file].open("ab") as opened:
+            opened.write(part.chunk)
+
+    def finish(self) -> Path:
+        """Returns the folder."""
+        for file, path in self._partial.items():
+            path.replace(self._folder / file)
+        return self._folder
+
+
+class Watch:
+    """How far the events of a run or an adaptation were heard, and whether to go on after a call that broke off."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+        """The sequence number of the last event."""
+        self._lost_since: float | None = None
+
+    def heard(self, event: Event) -> Event:
+        self.after, self._lost_since = event.sequence, None
+        return event
+
+    def broke_off(self, error: CallFailed) -> float:
+        """Seconds to wait before the next call. Raises the error if there is no hope in one."""
+        if error.code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            return 0.0
+        now = time.monotonic()
+        self._lost_since = self._lost_since or now
+        if error.code not in _LOST or now - self._lost_since > RECONNECT_SECONDS:
+            raise error
+        return LOST_SECONDS
+
+
+def request_id() -> str:
     return str(uuid.uuid4())
 
 
@@ -280,18 +319,11 @@ def _pages(
 
 def _watch(method: Callable[..., Iterator[Event]], request: Callable[[int], Any], after: int) -> Iterator[Event]:
     """Follow a stream of events to its end, and take it up where it broke off if the server goes away."""
-    lost_since: float | None = None
+    watch = Watch(after)
     while True:
         try:
-            for event in stream(method, request(after), seconds=WATCH_SECONDS):
-                after, lost_since = event.sequence, None
-                yield event
+            for event in stream(method, request(watch.after), seconds=WATCH_SECONDS):
+                yield watch.heard(event)
             return
         except CallFailed as error:
-            if error.code == grpc.StatusCode.DEADLINE_EXCEEDED:
-                continue
-            now = time.monotonic()
-            lost_since = lost_since or now
-            if error.code not in _LOST or now - lost_since > RECONNECT_SECONDS:
-                raise
-            time.sleep(0.5)
+            time.sleep(watch.broke_off(error))

@@ -5,21 +5,24 @@ Used by the public client and by the services among themselves.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
 
 from rookery.deadlines import remaining
 from rookery.errors import CallFailed, from_rpc
+from rookery.tracing import TRACEPARENT, TracedCalls, current_trace
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_TLS = "https://"
 DEADLINE_SECONDS = 30.0
 """For calls that answer at once. Calls that work, and streams, state their own."""
 
@@ -57,11 +60,31 @@ _CHANNEL_OPTIONS = (
 
 
 def open_channel(target: str) -> grpc.Channel:
-    """A channel to `host:port`, `ipv4:one:port,other:port`, `dns:///name:port` or `unix:path`.
+    """A channel to `host:port`, `ipv4:one:port,other:port`, `dns:///name:port` or `unix:path`; or, over TLS, to
+    `https://host` or `https://host:port`, trusting the certificates in gRPC's own GRPC_DEFAULT_SSL_ROOTS_FILE_PATH.
 
-    Connects when it is first used. Calls go to all servers behind it in turn.
+    Connects when it is first used. Calls go to all servers behind it in turn, and carry the caller's trace.
     """
-    return grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+    if target.startswith(_TLS):
+        address = _with_port(target.removeprefix(_TLS).rstrip("/"))
+        channel = grpc.secure_channel(f"dns:///{address}", grpc.ssl_channel_credentials(), options=_CHANNEL_OPTIONS)
+    else:
+        channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+    return grpc.intercept_channel(channel, TracedCalls())
+
+
+def open_async_channel(target: str) -> grpc.aio.Channel:
+    """As `open_channel`, for the event loop that runs. Calls carry the caller's trace, without spans of their own."""
+    if target.startswith(_TLS):
+        address = _with_port(target.removeprefix(_TLS).rstrip("/"))
+        credentials = grpc.ssl_channel_credentials()
+        return grpc.aio.secure_channel(f"dns:///{address}", credentials, options=_CHANNEL_OPTIONS)
+    return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+
+
+def _with_port(address: str) -> str:
+    """A host, or an IPv6 address in brackets, and the port that it says or else that of HTTPS."""
+    return address if ":" in address.rpartition("]")[2] else f"{address}:443"
 
 
 def call(
@@ -77,7 +100,17 @@ def call(
         try:
             return method(request, timeout=_until(end), wait_for_ready=patient)
         except grpc.RpcError as error:
-            _stand_back(from_rpc(error), end)
+            time.sleep(_pause(from_rpc(error), end))
+
+
+async def call_async(method: Callable[..., Any], request: Any, *, seconds: float = DEADLINE_SECONDS) -> Any:
+    """As `call`."""
+    end = time.monotonic() + remaining(seconds)
+    while True:
+        try:
+            return await method(request, timeout=_until(end), metadata=_traced())
+        except grpc.RpcError as error:
+            await asyncio.sleep(_pause(from_rpc(error), end))
 
 
 def stream(
@@ -99,7 +132,32 @@ def stream(
             responses.cancel()
         if answered:
             raise failure
-        _stand_back(failure, end)
+        time.sleep(_pause(failure, end))
+
+
+async def stream_async(method: Callable[..., Any], request: Any, *, seconds: float) -> AsyncGenerator[Any]:
+    """As `stream`."""
+    end = time.monotonic() + remaining(seconds)
+    answered = False
+    while True:
+        responses = method(request, timeout=_until(end), metadata=_traced())
+        try:
+            async for response in responses:
+                answered = True
+                yield response
+            return
+        except grpc.RpcError as error:
+            failure = from_rpc(error)
+        finally:
+            responses.cancel()
+        if answered:
+            raise failure
+        await asyncio.sleep(_pause(failure, end))
+
+
+def _traced() -> tuple[tuple[str, str], ...]:
+    trace = current_trace()
+    return ((TRACEPARENT, trace),) if trace else ()
 
 
 def _until(end: float) -> float:
@@ -111,12 +169,12 @@ def _until(end: float) -> float:
     return left
 
 
-def _stand_back(failure: CallFailed, end: float) -> None:
-    """Wait for as long as the server asks, and a little more, so that not all come back at once.
+def _pause(failure: CallFailed, end: float) -> float:
+    """Seconds to wait: as long as the server asks, and a little more, so that not all come back at once.
 
     Raises the failure if the server asks for nothing, or for more than there is time for.
     """
     pause = failure.retry_seconds * random.uniform(1.0, 1.5)
     if not pause or time.monotonic() + pause >= end:
         raise failure from None
-    time.sleep(pause)
+    return pause

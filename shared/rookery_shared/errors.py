@@ -287,6 +287,13 @@ class AddressTaken(RookeryError):
     reason = "ADDRESS_TAKEN"
 
 
+class NoCertificate(RookeryError):
+    """A server is to speak TLS and has no certificate that it could show."""
+
+    code = StatusCode.FAILED_PRECONDITION
+    reason = "NO_CERTIFICATE"
+
+
 class Overloaded(RookeryError):
     """The server has as many calls in flight as it takes. Nothing was done; try again when it says."""
 

@@ -1,4 +1,4 @@
-"""Structured logs: events with run, job and adapter; JSON for machines, one line of text for a terminal.
+"""Structured logs: events with run, job, adapter and trace; JSON for machines, one line of text for a terminal.
 
 Prompts, answers and secrets are never logged at INFO or above.
 """
@@ -10,12 +10,14 @@ import sys
 from typing import Literal
 
 import structlog
+from opentelemetry import trace
 
 
 def configure(*, service: str, level: str, style: Literal["json", "text"]) -> None:
     """Send structlog's and the standard library's records to standard error in one form."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_trace,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -44,6 +46,13 @@ def configure(*, service: str, level: str, style: Literal["json", "text"]) -> No
     for noisy in ("celery", "kombu", "amqp", "urllib3", "alembic", "transformers", "httpx", "httpx2", "openai"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(level)))
     structlog.contextvars.bind_contextvars(service=service)
+
+
+def _add_trace(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"] = trace.format_trace_id(context.trace_id)
+    return event
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:

@@ -30,6 +30,13 @@ class ServiceSettings(BaseSettings):
     broker_url: str = "redis://localhost:6379/0"
     metrics_port: int = Field(default=0, ge=0)
     """Where Prometheus finds what the process counts, at /metrics; 0: nowhere."""
+    metrics_host: str = "0.0.0.0"
+    """The address of this machine that it is told at."""
+    traces_url: str = Field(default="", pattern=r"^$|^https?://[^/]+|^file:///")
+    """Where spans go: `http://host:port` or `https://host:port`, a collector that takes OTLP over gRPC, or
+    `file:///folder`, a file of JSON lines for each process. Empty: nowhere."""
+    traces_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Of the traces that begin here, the share that is recorded. A caller's own choice is kept to."""
 
 
 class StoreSettings(BaseSettings):

@@ -70,6 +70,12 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "service monitor": {**PAIR, "metrics": {"monitor": "ServiceMonitor", "port": 9999, "interval": "1m"}},
     "pod monitor": {**PAIR, "metrics": {"monitor": "PodMonitor", "monitorLabels": {"release": "prometheus"}}},
+    "traces": {
+        **PAIR,
+        "relay": {"enabled": True},
+        "traces": {"url": "http://collector.observability:4317", "ratio": 0.25},
+    },
+    "tls": {**PAIR, "coordinator": {"tls": {"existingSecret": "coordinator-tls"}, "serviceType": "LoadBalancer"}},
     "many profiles": {
         "teachers": [TEACHER, REMOTE, {"name": "gamma", "model": "s3://models/gamma", "chat": True, "engine": "vllm"}],
         "students": [

@@ -55,9 +55,19 @@ STORE = {
     "cache_folder",
     "cache_bytes",
 }
+TLS = {"tls_address", "tls_certificate", "tls_key"}
 NOT_SAID: dict[str, set[str]] = {
-    "coordinator": {"address", "job_address", "coordinator_target", "job_service_target"},
-    "relay": {"address", "job_address", "coordinator_target", "job_service_target", "relays", "drain_seconds", *STORE},
+    "coordinator": {"address", "job_address", "coordinator_target", "job_service_target", "tls_certificate", "tls_key"},
+    "relay": {
+        "address",
+        "job_address",
+        "coordinator_target",
+        "job_service_target",
+        "relays",
+        "drain_seconds",
+        *TLS,
+        *STORE,
+    },
     "worker": {"coordinator_target"},
     "teacherServer": {"address", "broker_url", "job_service_target", "stop_seconds"},
     "teacherTrainer": {"address", "openai", "drain_seconds", "coordinator_target"},
@@ -65,6 +75,7 @@ NOT_SAID: dict[str, set[str]] = {
     "evaluator": {"address", "broker_url", "job_service_target"},
 }
 """Fields that nobody may set: ports that the chart's Services have, and what the process does not use."""
+NOT_SAID = {place: {*fields, "metrics_host"} for place, fields in NOT_SAID.items()}
 
 
 def names(kind: type[BaseModel], prefix: str = PREFIX) -> Iterator[str]:
@@ -145,8 +156,8 @@ def fields_said(command: str) -> set[str]:
     """The fields that the chart says by itself, where the values have no `settings`."""
     fields = SETTINGS[command].model_fields
     found: set[str] = set()
-    for name in ("a pair", "relays", "many profiles"):
-        values = {**VALUES[name], "relay": {"enabled": name == "relays"}}
+    for name in ("a pair", "relays", "traces", "tls", "many profiles"):
+        values = {**VALUES[name], "relay": {"enabled": name in ("relays", "traces")}}
         for _, container in render(values).ours():
             if " ".join(container["command"]) == command:
                 own = {k.removeprefix(PREFIX).lower() for k in told(container) if k.startswith(PREFIX)}

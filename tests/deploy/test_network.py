@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.charts import JUDGE, REMOTE, STUDENT, Manifest, Rendering, component, render, rendering
+from tests.deploy.charts import JUDGE, PAIR, REMOTE, STUDENT, Manifest, Rendering, component, render, rendering
 
 TO: dict[str, set[tuple[str, int]]] = {
     "coordinator": set(),
@@ -93,6 +93,41 @@ def test_components_reach_what_they_are_told_of_outside_and_nothing_else() -> No
         found = {p["port"] for rule in peers for p in rule["ports"]} - {53}
         assert found == wanted, pod["name"]
         assert all(rule.get("to") for rule in peers if {53} != {p["port"] for p in rule["ports"]}), pod["name"]
+
+
+def test_clients_reach_tls_where_there_is_some() -> None:
+    stranger = {"metadata": {"labels": {"app": "notebook"}}}
+    for name, wanted in (("tls", True), ("a pair", False)):
+        made = rendering(name)
+        for pod, _ in made.ours():
+            reached = lets_through(made, pod, "ingress", stranger, 7443)
+            assert reached == (wanted and component(pod) == "coordinator"), pod["name"]
+    ports = {
+        port["name"]: port["port"]
+        for port in rendering("tls").one("Service", "rookery-coordinator-api")["spec"]["ports"]
+    }
+    assert ports == {"grpc": 7070, "grpcs": 7443}
+    [coordinator] = [pod for pod in rendering("tls").pods if component(pod) == "coordinator"]
+    [volume] = [volume for volume in coordinator["spec"]["volumes"] if volume["name"] == "tls"]
+    assert volume["secret"] == {"secretName": "coordinator-tls"}
+
+
+@pytest.mark.parametrize(
+    ("traces", "port"),
+    [
+        ({"url": "http://collector:4317"}, 4317),
+        ({"url": "https://collector"}, 443),
+        ({"url": "http://collector:80", "port": 4317}, 4317),
+    ],
+)
+def test_those_who_have_spans_reach_their_collector(traces: dict[str, Any], port: int) -> None:
+    peers = [{"namespaceSelector": {"matchLabels": {"name": "observability"}}}]
+    made = render({**PAIR, "traces": traces, "networkPolicy": {"tracesPeers": peers}})
+    for pod, container in made.ours():
+        told = "ROOKERY_TRACES_URL" in {entry["name"] for entry in container.get("env", [])}
+        reach = [r["ports"] for r in rules(made, pod, "egress") if r.get("to") == peers]
+        assert reach == ([[{"protocol": "TCP", "port": port}]] if told else []), pod["name"]
+        assert told == (pod["kind"] == "Deployment"), pod["name"]
 
 
 def test_only_those_with_a_model_reach_the_hub() -> None:

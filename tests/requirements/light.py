@@ -141,9 +141,10 @@ class Light:
             for job in jobs:
                 session.add(Outbox(job=job, epoch=1, queue=session.get_one(Job, job).queue, not_before=0.0))
 
-    def unsent(self) -> int:
+    def unsent(self, jobs: list[str]) -> int:
+        """Messages of these jobs that the broker has not got."""
         with self.database.read() as session:
-            return session.scalar(select(func.count()).select_from(Outbox)) or 0
+            return session.scalar(select(func.count()).where(Outbox.job.in_(jobs))) or 0
 
     def duplicates(self, jobs: list[str]) -> int:
         """Messages of these jobs that the workers dropped: somebody had claimed the job, or it had ended.

@@ -46,10 +46,10 @@ def test_what_was_accepted_without_a_broker_runs_when_it_is_there(tmp_path: Path
     with start_light(tmp_path / "light", redis.url, forgotten_seconds=600) as light:
         job = submit(light)
         wait_until(lambda: "broker is down" in light.coordinator.log.read_text(), seconds=30, what="it is down")
-        assert light.unsent() == 1
+        assert light.unsent([job]) == 1
         redis.start()
         try:
-            wait_until(lambda: light.unsent() == 0, seconds=30, what="the message is sent")
+            wait_until(lambda: light.unsent([job]) == 0, seconds=30, what="the message is sent")
             light.start_worker()
             light.finish([job], seconds=60)
             assert light.starts(job) == 1
@@ -62,7 +62,7 @@ def test_a_broker_that_was_wiped_is_filled_again(tmp_path: Path) -> None:
     redis.start()
     with start_light(tmp_path / "light", redis.url, forgotten_seconds=1, lease_seconds=3) as light:
         jobs = light.submit(0.0, 0.0, 0.0)
-        wait_until(lambda: light.unsent() == 0 and redis.waiting("generate") >= 3, seconds=30, what="messages are sent")
+        wait_until(lambda: light.unsent(jobs) == 0 and redis.waiting("generate") >= 3, seconds=30, what="all are sent")
         redis.wipe()
         assert light.states(jobs) == [JobState.QUEUED] * 3
         light.start_worker()

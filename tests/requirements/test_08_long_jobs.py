@@ -127,7 +127,7 @@ def test_an_idle_worker_takes_what_waits(light: Light) -> None:
     [long] = light.submit(60)
     started(light, long)
     [short] = light.submit(0.1)
-    wait_until(lambda: light.unsent() == 0, seconds=10, what="the message is sent")
+    wait_until(lambda: light.unsent([short]) == 0, seconds=10, what="the message is sent")
     light.start_worker()
     light.finish([short], seconds=60)
     assert light.states([long]) == [JobState.RUNNING], "another worker did it, while the first one was busy"
@@ -140,7 +140,7 @@ def test_a_busy_worker_holds_nothing(light_rabbitmq: Light) -> None:
     light = light_rabbitmq
     address = light.broker_url.split("@")[1].split("/")[0]
     long, *short = light.submit(60, 0.1, 0.1)
-    wait_until(lambda: light.unsent() == 0, seconds=60, what="all are in the queue")
+    wait_until(lambda: light.unsent([long, *short]) == 0, seconds=60, what="all are in the queue")
     with Proxy(address) as proxy:
         light.start_worker(broker_url=light.broker_url.replace(address, proxy.address))
         started(light, long)

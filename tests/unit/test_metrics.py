@@ -9,13 +9,14 @@ from rookery.local.broker import free_port
 from rookery_shared import metrics
 from rookery_shared.metrics import serve_metrics
 
+LABELS = {"from", "to", "kind", "state", "purpose", "reward", "method", "code", "result", "reason"}
 OURS = [value for value in vars(metrics).values() if hasattr(value, "_labelnames")]
 
 
 def test_names_and_labels() -> None:
     for metric in OURS:
         assert metric._name.startswith("rookery_")
-        assert {*metric._labelnames} <= {"from", "to", "kind", "result", "reason"}
+        assert {*metric._labelnames} <= LABELS
 
 
 def test_all_are_registered_and_served() -> None:

@@ -7,6 +7,7 @@ import base64
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from sqlalchemy import Select, literal, tuple_
@@ -77,7 +78,7 @@ class Units:
         return await self._run(unit)
 
     async def _run(self, unit: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, unit)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, unit)
 
 
 def page(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
@@ -27,6 +28,8 @@ class _Asked(Generic[T]):
     """Only adds to the session, and adds nothing if it raises."""
     show: Callable[[Session, str], T]
     answered: asyncio.Future[T] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    context: Context = field(default_factory=copy_context)
+    """Of the call: what it makes belongs to its trace, whoever writes it."""
 
 
 class Batches(Generic[T]):
@@ -57,7 +60,7 @@ class Batches(Generic[T]):
                     _settle(asked, error)
             except Exception as error:  # of any of them
                 get_logger().info("creates are repeated one by one", creates=len(batch), error=type(error).__name__)
-                await asyncio.gather(*(self._alone(asked) for asked in batch))
+                await asyncio.gather(*(asyncio.create_task(self._alone(a), context=a.context) for a in batch))
             else:
                 for asked, answer in zip(batch, answers, strict=True):
                     _settle(asked, answer)
@@ -78,7 +81,7 @@ def _make_all(session: Session, batch: list[_Asked[T]]) -> list[T | RookeryError
             if asked.request_id in made:
                 raise _ComesTwice
             try:
-                name, shown = asked.make(session)
+                name, shown = asked.context.run(asked.make, session)
             except RookeryError as error:
                 answers.append(error)
                 continue

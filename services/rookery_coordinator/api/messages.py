@@ -163,8 +163,7 @@ def progress_message(session: Session, work: Work) -> measurement_pb2.Progress:
             select(tables.Trial.round, func.count())
             .where(tables.Trial.round.in_([r.id for r in rounds]))
             .group_by(tables.Trial.round)
-        )
-        .all()
+        ).all()
     )
     planned = {r.id: r.contexts * r.self_edits * r.seeds for r in rounds}
     total = sum(made.get(r.id, 0) if r.state is State.SUCCEEDED else planned[r.id] for r in rounds)

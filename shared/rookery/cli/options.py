@@ -7,7 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
-Server = Annotated[str, typer.Option(envvar="ROOKERY_SERVER", help="The coordinator, host:port.")]
+Server = Annotated[
+    str, typer.Option(envvar="ROOKERY_SERVER", help="The coordinator, host:port, or https://host over TLS.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Folder = Annotated[Path, typer.Option(help="Where all state is kept.")]
 Seed = Annotated[int, typer.Option(help="Every random draw follows from it.")]

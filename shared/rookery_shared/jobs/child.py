@@ -22,6 +22,7 @@ import grpc
 
 from rookery.errors import RookeryError
 from rookery.internal.v1 import isolation_pb2
+from rookery.tracing import step
 from rookery_shared.errors import Cancelled, Preempted, StaleEpoch
 from rookery_shared.jobs.lease import Lease
 from rookery_shared.jobs.runner import Handler
@@ -99,9 +100,10 @@ class _Child:
 
     def _run(self, start: isolation_pb2.JobCommand.Start, lease: _ToldLease) -> None:
         report = isolation_pb2.JobReport(job=lease.job, epoch=lease.epoch)
+        kind = start.claim.WhichOneof("work") or ""
         try:
-            handler = self._handlers[start.claim.WhichOneof("work") or ""]
-            report.result.CopyFrom(handler(start.claim, lease))
+            with step(kind, after=start.trace, attributes={"rookery.job": lease.job}):
+                report.result.CopyFrom(self._handlers[kind](start.claim, lease))
         except BaseException as error:  # a thread that ended in silence would keep its worker waiting
             report.failure.CopyFrom(_failure(error))
         self._wire.send(report)

@@ -27,6 +27,7 @@ import grpc
 from rookery.errors import CallFailed
 from rookery.internal.v1 import isolation_pb2
 from rookery.internal.v1 import job_service_pb2 as pb
+from rookery.tracing import current_trace
 from rookery_shared.errors import Cancelled, Preempted, StaleEpoch, TrainerDied, TrainerNotStarted
 from rookery_shared.jobs.lease import KeptLease
 from rookery_shared.log import get_logger
@@ -230,7 +231,8 @@ class Attempt:
         lease.when_renewed(lambda: self._send(renew=isolation_pb2.JobCommand.Renew(until=lease.until)))
         lease.when_over(lambda: self._send(end=isolation_pb2.JobCommand.End(over=True)))
         lease.when_left(lambda: self._send(end=isolation_pb2.JobCommand.End()))
-        self._send(start=isolation_pb2.JobCommand.Start(claim=self._claim, until=lease.until))
+        start = isolation_pb2.JobCommand.Start(claim=self._claim, until=lease.until, trace=current_trace())
+        self._send(start=start)
         self._begun = True
         if lease.stopped is not None:
             self._stop()  # which may have come just before

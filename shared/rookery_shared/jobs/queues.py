@@ -1,4 +1,5 @@
-"""Celery as this system uses it: JSON messages of a job id and an epoch, acknowledged early, no results kept.
+"""Celery as this system uses it: JSON messages of a job id and an epoch, acknowledged early, no results kept. The span
+that has made the job is in their headers.
 
 A message is acknowledged when a worker starts on its job, so no broker's timeout can end or repeat a job that takes
 hours. A message that is lost with its worker is no loss: the coordinator's row is the authority, and announces the job
@@ -17,6 +18,9 @@ from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu.entity import Exchange, Queue
+from opentelemetry.trace import SpanKind
+
+from rookery.tracing import TRACEPARENT, current_trace, step
 
 TASK = "rookery.job"
 DEAD = "rookery.dead"
@@ -133,19 +137,21 @@ def dead_letters() -> Queue:
     )
 
 
-def announce(app: Celery, *, queue: str, job: str, epoch: int) -> None:
-    """Say that a job is ready, and wait until the broker has the message.
+def announce(app: Celery, *, queue: str, job: str, epoch: int, trace: str = "") -> None:
+    """Say that a job is ready, and wait until the broker has the message. `trace` is the span that has made the job.
 
     Raises kombu's OperationalError if it is down.
     """
     rabbitmq = is_rabbitmq(app.conf.broker_url)
     target = _queue(queue, rabbitmq=rabbitmq)
-    app.send_task(
-        TASK,
-        kwargs={"job": job, "epoch": epoch},
-        queue=target,
-        declare=[target, dead_letters()] if rabbitmq else [target],
-        retry=True,  # once, on a new connection: the old one may be one that only this end believes in
-        retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0},
-        ignore_result=True,
-    )
+    with step(f"send {queue}", after=trace, kind=SpanKind.PRODUCER, attributes={"rookery.job": job}):
+        app.send_task(
+            TASK,
+            kwargs={"job": job, "epoch": epoch},
+            headers={TRACEPARENT: current_trace()},
+            queue=target,
+            declare=[target, dead_letters()] if rabbitmq else [target],
+            retry=True,  # once, on a new connection: the old one may be one that only this end believes in
+            retry_policy={"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0},
+            ignore_result=True,
+        )

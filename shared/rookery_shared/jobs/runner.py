@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import grpc
+from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from rookery.errors import CallFailed, RookeryError
 from rookery.internal.v1 import job_service_pb2 as pb
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
+from rookery.tracing import step
 from rookery.transport import call
 from rookery_shared.errors import Cancelled, JobNotQueued, Preempted, StaleEpoch, TrainerDied
 from rookery_shared.faults import Point, fault_point
@@ -62,8 +64,15 @@ class JobRunner:
         for lease in leases:
             lease.stop(self._stopping)
 
-    def run(self, job: str, epoch: int) -> None:
-        """Never raises for a job that went wrong: that is reported, or left to the lease."""
+    def run(self, job: str, epoch: int, *, trace: str = "") -> None:
+        """Never raises for a job that went wrong: that is reported, or left to the lease.
+
+        `trace` is the span that goes on here, as a `traceparent`.
+        """
+        with step("job", after=trace, kind=SpanKind.CONSUMER, attributes={"rookery.job": job}) as span:
+            self._run(job, epoch, span)
+
+    def _run(self, job: str, epoch: int, span: Span) -> None:
         log = get_logger().bind(job=job, epoch=epoch)
         # A name for each message: a second one that this worker gets is as much a duplicate as another worker's.
         worker = f"{self._worker}/{uuid.uuid4().hex[:8]}"
@@ -80,6 +89,8 @@ class JobRunner:
         fault_point(Point.CLAIMED, job=job, epoch=epoch, worker=worker)
         kind = claim.WhichOneof("work") or ""
         log = log.bind(kind=kind, parent=claim.parent)
+        span.update_name(f"job {kind}")
+        span.set_attribute("rookery.parent", claim.parent)
         seconds = claim.lease.ToTimedelta().total_seconds()
         lease = KeptLease(self._jobs, job=job, epoch=epoch, seconds=seconds, since=started)
         with self._known(lease), lease:
@@ -91,6 +102,7 @@ class JobRunner:
                 call(self._jobs.Complete, result, seconds=REPORT_SECONDS, patient=True)
                 fault_point(Point.COMPLETED, job=job, epoch=epoch, worker=worker)
             except Exception as error:
+                span.set_status(StatusCode.ERROR, type(lease.stopped or error).__name__)
                 self._ended_without_result(lease.stopped or error, lease)
             else:
                 lease.over()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 
-from celery import current_app, shared_task
+from celery import Task, current_app, shared_task
 from celery.utils.imports import symbol_by_name
 
+from rookery.tracing import TRACEPARENT
 from rookery_shared.jobs.queues import TASK
 from rookery_shared.jobs.runner import JobRunner
 
@@ -23,6 +24,7 @@ def process_runner() -> JobRunner:
         return _runner
 
 
-@shared_task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]  # Celery has no types
-def run_job(*, job: str, epoch: int) -> None:
-    process_runner().run(job, epoch)
+@shared_task(name=TASK, ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # Celery has no types
+def run_job(task: Task, *, job: str, epoch: int) -> None:
+    trace = (task.request.headers or {}).get(TRACEPARENT)
+    process_runner().run(job, epoch, trace=trace if isinstance(trace, str) else "")

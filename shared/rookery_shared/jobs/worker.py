@@ -51,7 +51,7 @@ def run_worker(
         log.configure(service=service, level=settings.log_level, style=settings.log_format)
 
     configure_log()
-    serve_metrics(settings.metrics_port)
+    serve_metrics(settings.metrics_port, host=settings.metrics_host)
     signals.setup_logging.connect(configure_log)
     app = make_app(broker_url=settings.broker_url, queues=queues, runner=runner, slots=concurrency)
     _give_back_at_shutdown()

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from rookery.deadlines import ends_in
+from rookery.tracing import TRACEPARENT, answering, set_code
 from rookery_shared.errors import DeadlineExceeded, Overloaded, ShuttingDown
-from rookery_shared.metrics import CALLS_REFUSED
+from rookery_shared.metrics import CALL_DURATION, CALLS_REFUSED
 from rookery_shared.rpc.errors import RpcContext, errors_become_statuses
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]]
 
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_OUR_FAULTS = {
+    grpc.StatusCode.DATA_LOSS,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+}
+"""Statuses for which a server's span is marked as failed; others are the caller's doing."""
 IDLE_SECONDS = 0.02
 """Between two looks at whether calls are in flight."""
 
@@ -116,24 +126,42 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _around(self, method: Any, name: str, terms: Terms) -> Any:
         async def answer(request: Any, context: RpcContext) -> Any:
-            async with errors_become_statuses(name, context), self._place(context, terms):
-                return await method(request, context)
+            with _observed(name, context, terms):
+                async with errors_become_statuses(name, context), self._place(context, terms):
+                    return await method(request, context)
 
         return answer
 
     def _around_stream(self, method: Any, name: str, terms: Terms) -> Any:
         async def answer(request: Any, context: RpcContext) -> None:
             # Closed here, not when it is collected: whoever goes away in the middle of an answer stops the work.
-            async with (
-                errors_become_statuses(name, context),
-                self._place(context, terms),
-                aclosing(method(request, context)) as responses,
-            ):
-                async for response in responses:
-                    await context.write(response)
+            with _observed(name, context, terms):
+                async with (
+                    errors_become_statuses(name, context),
+                    self._place(context, terms),
+                    aclosing(method(request, context)) as responses,
+                ):
+                    async for response in responses:
+                        await context.write(response)
 
         return answer
 
     def _place(self, context: RpcContext, terms: Terms) -> AbstractAsyncContextManager[None]:
         left = context.time_remaining()
         return self._calls.place(terms.seconds if left is None else left, watch=terms.watch)
+
+
+@contextmanager
+def _observed(method: str, context: RpcContext, terms: Terms) -> Iterator[None]:
+    """Its span, if it is traced, and how long it takes."""
+    sent, started = dict(context.invocation_metadata() or ()), time.monotonic()
+    with answering(method, after=str(sent.get(TRACEPARENT, ""))) as span:
+        try:
+            yield
+        finally:
+            said = context.code() or grpc.StatusCode.OK
+            code = said if isinstance(said, grpc.StatusCode) else _CODES[said]
+            set_code(span, code, failed=code in _OUR_FAULTS)
+            if not terms.watch:
+                name = method.rpartition(".")[2]
+                CALL_DURATION.labels(method=name, code=code.name).observe(time.monotonic() - started)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from rookery_shared.errors import AddressTaken
 from rookery_shared.log import get_logger
 from rookery_shared.rpc.calls import CallInterceptor, Calls, Terms
 from rookery_shared.rpc.errors import RpcContext
+from rookery_shared.rpc.tls import Certificate
 from rookery_shared.settings import ServerSettings
 
 STREAM_SECONDS = 3600.0
@@ -26,7 +28,7 @@ STREAM_SECONDS = 3600.0
 END_SECONDS = 1.0
 """For calls to come to their end once they are told to."""
 
-__all__ = ["RpcContext", "RpcServer", "Servicer", "run_until_signalled"]
+__all__ = ["RpcContext", "RpcServer", "Secure", "Servicer", "run_service", "run_until_signalled"]
 
 _OPTIONS = (
     *MESSAGE_OPTIONS,
@@ -59,11 +61,23 @@ class Servicer:
         return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secure:
+    """An address for TLS, and what the server shows there."""
+
+    address: str
+    certificate: Certificate
+
+
 class RpcServer:
     """One listening address with its servicers. Healthy from `serve` until it is told to stop."""
 
-    def __init__(self, servicers: Sequence[Servicer], *, address: str, settings: ServerSettings) -> None:
+    def __init__(
+        self, servicers: Sequence[Servicer], *, address: str, settings: ServerSettings, secure: Secure | None = None
+    ) -> None:
+        """`secure` is where it listens for TLS, beside `address`."""
         self.address = address
+        self._secure = secure
         self._drain_seconds = settings.drain_seconds
         self._calls = Calls(most=settings.calls_at_once, most_watches=settings.watches_at_once)
         terms = {name: terms for servicer in servicers for name, terms in servicer.terms().items()}
@@ -78,11 +92,13 @@ class RpcServer:
         reflection.enable_server_reflection(reflected, self._server)
 
     async def start(self) -> None:
-        """Listen. Raises AddressTaken."""
-        try:
+        """Listen. Raises AddressTaken or NoCertificate."""
+        with _listening(self.address):
             self._server.add_insecure_port(self.address)
-        except RuntimeError as error:
-            raise AddressTaken(f"cannot listen at {self.address}: {error}", address=self.address) from error
+        if self._secure:
+            credentials = self._secure.certificate.credentials()
+            with _listening(self._secure.address):
+                self._server.add_secure_port(self._secure.address, credentials)
         await self._server.start()
         for name in ("", *self._names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -101,12 +117,29 @@ class RpcServer:
         await stopping
 
 
+@contextmanager
+def _listening(address: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise AddressTaken(f"cannot listen at {address}: {error}", address=address) from error
+
+
+def run_service(serving: Coroutine[Any, Any, None]) -> None:
+    """Run a server's process to its end. A RookeryError ends it with exit code 1 and a line in its log."""
+    try:
+        asyncio.run(serving)
+    except RookeryError as error:
+        get_logger().error("cannot go on", reason=error.reason, message=error.message)
+        raise SystemExit(1) from None
+
+
 async def run_until_signalled(
     servers: Sequence[RpcServer], *, background: Sequence[Callable[[], Awaitable[Any]]] = ()
 ) -> None:
     """Serve until SIGTERM or SIGINT. A background task that ends with an error ends the process with it.
 
-    Raises SystemExit for a RookeryError, such as an address that is taken; it is logged.
+    Raises a RookeryError such as AddressTaken if it cannot.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -121,9 +154,6 @@ async def run_until_signalled(
         done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
-    except RookeryError as error:
-        get_logger().error("cannot go on", reason=error.reason, message=error.message)
-        raise SystemExit(1) from None
     finally:
         get_logger().info("stopping")
         await asyncio.gather(*(server.stop() for server in servers))

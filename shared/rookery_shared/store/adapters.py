@@ -17,10 +17,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from rookery.tracing import step
 from rookery_shared.admission import admit, open_regular
 from rookery_shared.errors import AdapterCorrupt, AdapterRefused, ObjectMissing
 from rookery_shared.faults import Point, fault_point
-from rookery_shared.metrics import ADAPTER_PUBLISHES, ADAPTERS_REFUSED
+from rookery_shared.metrics import ADAPTER_LOAD_LAG, ADAPTER_PUBLISHES, ADAPTERS_REFUSED
 from rookery_shared.peft_format import CONFIG, WEIGHTS
 from rookery_shared.settings import CACHE_BYTES
 from rookery_shared.store.base import ObjectStore
@@ -90,7 +91,9 @@ def publish(store: ObjectStore, folder: Path, origin: Origin) -> Manifest:
     """
     result = "failed"
     try:
-        manifest = _publish(store, folder, origin)
+        with step("publish adapter") as span:
+            manifest = _publish(store, folder, origin)
+            span.set_attribute("rookery.adapter", adapter_name(manifest.digest))
         result = "published"
     except AdapterRefused:
         result = "refused"
@@ -159,8 +162,9 @@ class AdapterCache:
         are not those of a plain LoRA adapter.
         """
         try:
-            manifest = read_manifest(self._store, name)
-            hold = self._held(manifest) or self._download(name, manifest)
+            with ADAPTER_LOAD_LAG.time(), step("fetch adapter", attributes={"rookery.adapter": name[:200]}):
+                manifest = read_manifest(self._store, name)
+                hold = self._held(manifest) or self._download(name, manifest)
         except (AdapterCorrupt, AdapterRefused, ObjectMissing) as error:
             ADAPTERS_REFUSED.labels(reason=error.reason).inc()
             raise

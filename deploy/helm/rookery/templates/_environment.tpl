@@ -6,6 +6,15 @@
 - {name: ROOKERY_LOG_LEVEL, value: {{ .root.Values.log.level | quote }}}
 {{- end }}
 
+{{- define "rookery.env.traces" -}}
+{{- with .root.Values.traces }}
+{{- if .url -}}
+- {name: ROOKERY_TRACES_URL, value: {{ .url | quote }}}
+- {name: ROOKERY_TRACES_RATIO, value: {{ .ratio | quote }}}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "rookery.env.metrics" -}}
 - {name: ROOKERY_METRICS_PORT, value: {{ .root.Values.metrics.port | quote }}}
 {{- end }}

@@ -31,7 +31,8 @@ spec:
       ports: [{protocol: TCP, port: {{ .root.Values.metrics.port }}}]
     {{- end }}
   {{- end }}
-  {{- with .egress | default "" | trim }}
+  {{- $traces := ternary (include "rookery.to.traces" .) "" (not (not .workload)) }}
+  {{- with list .egress $traces | compact | join "\n" | trim }}
   egress:
     - ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}]
     {{- . | nindent 4 }}
@@ -86,6 +87,15 @@ spec:
 {{- $e := .endpoint -}}
 {{- $port := include "rookery.port" (dict "port" $e.port "host" (urlParse $e.url).host "secure" (hasPrefix "https:" $e.url)) -}}
 {{ include "rookery.outside" (dict "peers" .root.Values.networkPolicy.endpointPeers "port" $port) }}
+{{- end }}
+
+{{- define "rookery.to.traces" -}}
+{{- $traces := .root.Values.traces -}}
+{{- if $traces.url -}}
+{{- $secure := hasPrefix "https:" $traces.url -}}
+{{- $port := include "rookery.port" (dict "port" $traces.port "host" (urlParse $traces.url).host "secure" $secure) -}}
+{{ include "rookery.outside" (dict "peers" .root.Values.networkPolicy.tracesPeers "port" $port) }}
+{{- end }}
 {{- end }}
 
 {{- define "rookery.to.database" -}}

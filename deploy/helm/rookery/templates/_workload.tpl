@@ -68,6 +68,9 @@ spec:
             {{- if eq .component "coordinator" }}
             - {name: jobs, containerPort: 7071}
             {{- end }}
+            {{- if .tls }}
+            - {name: grpcs, containerPort: 7443}
+            {{- end }}
             - {name: metrics, containerPort: {{ $root.Values.metrics.port }}}
           {{- include "rookery.probes" . | nindent 10 }}
           {{- if .port }}
@@ -97,6 +100,10 @@ spec:
         {{- else if .claim }}
         - name: models
           persistentVolumeClaim: {claimName: {{ .claim }}}
+        {{- end }}
+        {{- with .tls }}
+        - name: tls
+          secret: {secretName: {{ . }}}
         {{- end }}
         {{- with $w.sharedMemory }}
         - name: shared-memory
@@ -180,6 +187,9 @@ spec:
 {{- define "rookery.workload.env" -}}
 {{ include "rookery.env.common" . }}
 {{ include "rookery.env.metrics" . }}
+{{- with include "rookery.env.traces" . | trim }}
+{{ . }}
+{{- end }}
 {{- with include "rookery.env.ca" . | trim }}
 {{ . }}
 {{- end }}
@@ -199,6 +209,9 @@ spec:
 {{- end }}
 {{- if .workload.sharedMemory }}
 - {name: shared-memory, mountPath: /dev/shm}
+{{- end }}
+{{- if .tls }}
+- {name: tls, mountPath: /etc/rookery/tls, readOnly: true}
 {{- end }}
 {{- with include "rookery.mount.ca" . }}
 {{ . }}

@@ -61,8 +61,11 @@ class JobCommand(_message.Message):
 
         CLAIM_FIELD_NUMBER: _builtins.int
         UNTIL_FIELD_NUMBER: _builtins.int
+        TRACE_FIELD_NUMBER: _builtins.int
         until: _builtins.float
         """Required. When to stop unless the lease is extended, in seconds of the machine's monotonic clock."""
+        trace: _builtins.str
+        """Optional. The span that goes on in the process, as a W3C `traceparent`."""
         @_builtins.property
         def claim(self) -> _job_service_pb2.ClaimResponse:
             """Required. What to do."""
@@ -72,10 +75,11 @@ class JobCommand(_message.Message):
             *,
             claim: _job_service_pb2.ClaimResponse | None = ...,
             until: _builtins.float = ...,
+            trace: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "until", b"until"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "trace", b"trace", "until", b"until"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
