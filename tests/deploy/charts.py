@@ -75,7 +75,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "relay": {"enabled": True},
         "traces": {"url": "http://collector.observability:4317", "ratio": 0.25},
     },
-    "tls": {**PAIR, "coordinator": {"tls": {"existingSecret": "coordinator-tls"}, "serviceType": "LoadBalancer"}},
+    "tls": {**PAIR, "coordinator": {"tls": {"existingSecret": "coordinator-tls"}, "serviceType": "ClusterIP"}},
     "many profiles": {
         "teachers": [TEACHER, REMOTE, {"name": "gamma", "model": "s3://models/gamma", "chat": True, "engine": "vllm"}],
         "students": [

@@ -65,8 +65,8 @@ REMOVALS = [
     Removal(
         what="clients keep to the deadline of the call that they serve",
         file="shared/rookery/transport.py",
-        old="    end = time.monotonic() + remaining(seconds)\n    while True:\n        try:\n            return",
-        new="    end = time.monotonic() + seconds\n    while True:\n        try:\n            return",
+        old="    end = time.monotonic() + remaining(seconds)\n    while True:\n        try:\n            return method",
+        new="    end = time.monotonic() + seconds\n    while True:\n        try:\n            return method",
         test="test_what_a_call_calls_has_no_longer_than_itself",
     ),
 ]

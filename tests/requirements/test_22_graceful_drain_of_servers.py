@@ -51,7 +51,7 @@ REMOVALS = [
     Removal(
         what="clients take a watch up where it was ended",
         file="shared/rookery/client.py",
-        old="for event in stream(method, request(after), seconds=WATCH_SECONDS):",
+        old="for event in stream(method, request(watch.after), seconds=WATCH_SECONDS):",
         new="for event in stream(method, request(0), seconds=WATCH_SECONDS):",
         test="test_a_replica_stops_under_load_and_nobody_notices",
     ),

@@ -71,8 +71,8 @@ REMOVALS = [
     Removal(
         what="watches go on after the last event",
         file="shared/rookery/client.py",
-        old="after, lost_since = event.sequence, None",
-        new="lost_since = None",
+        old="self.after, self._lost_since = event.sequence, None",
+        new="self._lost_since = None",
         test="test_a_watch_that_is_cut_goes_on_where_it_was",
     ),
     Removal(
