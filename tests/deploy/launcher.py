@@ -274,7 +274,7 @@ def running_pair(folder: Path, database_url: str, programs: Mapping[str, Path] |
             **PAIR,
             "coordinator": {"settings": {"lease_seconds": 10, "forgotten_seconds": 20}},
             "workloadDefaults": {"settings": {"torch_threads": 1}},
-            "store": {"url": f"s3://{s3.bucket}/rookery", "endpoint": s3.endpoint, "secure": False},
+            "store": {"url": f"s3://{s3.bucket}/{folder.name}", "endpoint": s3.endpoint, "secure": False},
             "test": {"teacher": "alpha", "student": "beta"},
         }
         secrets = {

@@ -143,7 +143,8 @@ def test_adapters_in_s3_with_nothing_but_settings_changed(
     tmp_path: Path, moto_server: S3Server, system: System
 ) -> None:
     reference = finish(system.client, system.client.create_run(small_run(seed=3)).name)
-    with running_system(tmp_path, **moto_server.settings) as in_s3:
+    own = {"ROOKERY_STORE_URL": f"s3://{moto_server.bucket}/{tmp_path.name}"}  # the servers of a process share buckets
+    with running_system(tmp_path, **moto_server.settings | own) as in_s3:
         done = finish(in_s3.client, in_s3.client.create_run(small_run(seed=3)).name)
         adapter = next(iter(in_s3.client.list_adapters(in_s3.student)))
         folder = in_s3.client.download_adapter(adapter.name, tmp_path / "adapter")
@@ -153,7 +154,7 @@ def test_adapters_in_s3_with_nothing_but_settings_changed(
     assert [step.finding for step in steps if step.HasField("finding")] == []
     assert {link.file for link in links} == {path.name for path in folder.iterdir()}
     objects = [o.object_name for o in moto_server.client().list_objects(moto_server.bucket, recursive=True)]
-    assert f"rookery/{adapter.name}/manifest.json" in objects
+    assert f"{tmp_path.name}/{adapter.name}/manifest.json" in objects
     assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert not (in_s3.cluster.folder / "objects").exists(), "nothing went to the local folder"
     assert [m.mean for m in done.measurements] == [m.mean for m in reference.measurements]

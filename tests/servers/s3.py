@@ -44,6 +44,7 @@ class S3Server:
 
 @contextmanager
 def start_moto() -> Iterator[S3Server]:
+    """All that run in one process have the same buckets with the same objects."""
     from moto.server import ThreadedMotoServer
 
     port = free_port()
