@@ -7,6 +7,7 @@ rolling update among them; who calls leaves out those where nobody listens.
 
 from __future__ import annotations
 
+import random
 import re
 import signal
 import subprocess
@@ -123,7 +124,10 @@ class LocalCluster:
 
     def __post_init__(self) -> None:
         self._numbers = count(1)
-        hosts = (f"127.77.{n // 250}.{n % 250 + 1}" for n in count())
+        net = (
+            f"127.{random.randint(1, 254)}.{random.randint(0, 255)}"  # another's, or what one left behind, is elsewhere
+        )
+        hosts = (f"{net}.{n}" for n in range(1, 255))
         self._deployments = {d["metadata"]["name"]: d for d in self.made.of("Deployment")}
         self._addresses = {
             name: [next(hosts) for _ in range(deployment["spec"].get("replicas", 1) + SURGE)]
