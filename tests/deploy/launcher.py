@@ -124,9 +124,8 @@ class LocalCluster:
 
     def __post_init__(self) -> None:
         self._numbers = count(1)
-        net = (
-            f"127.{random.randint(1, 254)}.{random.randint(0, 255)}"  # another's, or what one left behind, is elsewhere
-        )
+        # Another system's pods, or those that a killed one has left behind, are elsewhere.
+        net = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}"
         hosts = (f"{net}.{n}" for n in range(1, 255))
         self._deployments = {d["metadata"]["name"]: d for d in self.made.of("Deployment")}
         self._addresses = {
