@@ -27,10 +27,10 @@ class AsyncClient:
 
     def __init__(self, target: str = "localhost:7070") -> None:
         self._channel = open_async_channel(target)
-        self._adaptations: Any = AdaptationServiceStub(self._channel)
-        self._runs: Any = RunServiceStub(self._channel)
-        self._models: Any = ModelServiceStub(self._channel)
-        self._adapters: Any = AdapterServiceStub(self._channel)
+        self._adaptations = AdaptationServiceStub(self._channel)
+        self._runs = RunServiceStub(self._channel)
+        self._models = ModelServiceStub(self._channel)
+        self._adapters = AdapterServiceStub(self._channel)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -50,13 +50,11 @@ class AsyncClient:
     ) -> adaptation_service_pb2.Adaptation:
         """Ask for an adapter that knows the adaptation's context."""
         request = adaptation_service_pb2.CreateAdaptationRequest(adaptation=adaptation, request_id=request_id())
-        made: adaptation_service_pb2.Adaptation = await call_async(self._adaptations.CreateAdaptation, request)
-        return made
+        return await call_async(self._adaptations.CreateAdaptation, request)
 
     async def get_adaptation(self, name: str) -> adaptation_service_pb2.Adaptation:
         request = adaptation_service_pb2.GetAdaptationRequest(name=name)
-        found: adaptation_service_pb2.Adaptation = await call_async(self._adaptations.GetAdaptation, request)
-        return found
+        return await call_async(self._adaptations.GetAdaptation, request)
 
     def list_adaptations(self) -> AsyncIterator[adaptation_service_pb2.Adaptation]:
         """Newest first."""
@@ -66,18 +64,15 @@ class AsyncClient:
 
     async def cancel_adaptation(self, name: str) -> adaptation_service_pb2.Adaptation:
         request = adaptation_service_pb2.CancelAdaptationRequest(name=name)
-        changed: adaptation_service_pb2.Adaptation = await call_async(self._adaptations.CancelAdaptation, request)
-        return changed
+        return await call_async(self._adaptations.CancelAdaptation, request)
 
     async def pause_adaptation(self, name: str) -> adaptation_service_pb2.Adaptation:
         request = adaptation_service_pb2.PauseAdaptationRequest(name=name)
-        changed: adaptation_service_pb2.Adaptation = await call_async(self._adaptations.PauseAdaptation, request)
-        return changed
+        return await call_async(self._adaptations.PauseAdaptation, request)
 
     async def resume_adaptation(self, name: str) -> adaptation_service_pb2.Adaptation:
         request = adaptation_service_pb2.ResumeAdaptationRequest(name=name)
-        changed: adaptation_service_pb2.Adaptation = await call_async(self._adaptations.ResumeAdaptation, request)
-        return changed
+        return await call_async(self._adaptations.ResumeAdaptation, request)
 
     def watch_adaptation(
         self, name: str, *, after_sequence: int = 0
@@ -94,12 +89,10 @@ class AsyncClient:
     async def create_run(self, run: run_service_pb2.Run) -> run_service_pb2.Run:
         """Start a run that trains a teacher."""
         request = run_service_pb2.CreateRunRequest(run=run, request_id=request_id())
-        made: run_service_pb2.Run = await call_async(self._runs.CreateRun, request)
-        return made
+        return await call_async(self._runs.CreateRun, request)
 
     async def get_run(self, name: str) -> run_service_pb2.Run:
-        found: run_service_pb2.Run = await call_async(self._runs.GetRun, run_service_pb2.GetRunRequest(name=name))
-        return found
+        return await call_async(self._runs.GetRun, run_service_pb2.GetRunRequest(name=name))
 
     def list_runs(self) -> AsyncIterator[run_service_pb2.Run]:
         """Newest first."""
@@ -120,19 +113,16 @@ class AsyncClient:
 
     async def cancel_run(self, name: str) -> run_service_pb2.Run:
         request = run_service_pb2.CancelRunRequest(name=name)
-        changed: run_service_pb2.Run = await call_async(self._runs.CancelRun, request)
-        return changed
+        return await call_async(self._runs.CancelRun, request)
 
     async def pause_run(self, name: str) -> run_service_pb2.Run:
         """No further job of the run starts until it is resumed; those that run finish."""
         request = run_service_pb2.PauseRunRequest(name=name)
-        changed: run_service_pb2.Run = await call_async(self._runs.PauseRun, request)
-        return changed
+        return await call_async(self._runs.PauseRun, request)
 
     async def resume_run(self, name: str) -> run_service_pb2.Run:
         request = run_service_pb2.ResumeRunRequest(name=name)
-        changed: run_service_pb2.Run = await call_async(self._runs.ResumeRun, request)
-        return changed
+        return await call_async(self._runs.ResumeRun, request)
 
     def watch_run(self, name: str, *, after_sequence: int = 0) -> AsyncIterator[run_service_pb2.RunEvent]:
         """Events until the run has ended; survives a server that restarts."""
@@ -146,13 +136,11 @@ class AsyncClient:
 
     async def create_profile(self, profile: model_service_pb2.Profile) -> model_service_pb2.Profile:
         request = model_service_pb2.CreateProfileRequest(profile=profile, request_id=request_id())
-        made: model_service_pb2.Profile = await call_async(self._models.CreateProfile, request)
-        return made
+        return await call_async(self._models.CreateProfile, request)
 
     async def get_profile(self, name: str) -> model_service_pb2.Profile:
         request = model_service_pb2.GetProfileRequest(name=name)
-        found: model_service_pb2.Profile = await call_async(self._models.GetProfile, request)
-        return found
+        return await call_async(self._models.GetProfile, request)
 
     def list_profiles(self) -> AsyncIterator[model_service_pb2.Profile]:
         """Oldest first."""
@@ -168,15 +156,13 @@ class AsyncClient:
 
     async def set_active_policy(self, policy: str) -> model_service_pb2.Profile:
         request = model_service_pb2.SetActivePolicyRequest(policy=policy)
-        changed: model_service_pb2.Profile = await call_async(self._models.SetActivePolicy, request)
-        return changed
+        return await call_async(self._models.SetActivePolicy, request)
 
     # --- adapters ----------------------------------------------------------------------------------------------------
 
     async def get_adapter(self, name: str) -> adapter_service_pb2.Adapter:
         request = adapter_service_pb2.GetAdapterRequest(name=name)
-        found: adapter_service_pb2.Adapter = await call_async(self._adapters.GetAdapter, request)
-        return found
+        return await call_async(self._adapters.GetAdapter, request)
 
     def list_adapters(self, profile: str = "") -> AsyncIterator[adapter_service_pb2.Adapter]:
         """Newest first."""
@@ -188,13 +174,11 @@ class AsyncClient:
 
     async def promote_adapter(self, name: str, *, alias: str = "live", expected: str = "") -> adapter_service_pb2.Alias:
         request = adapter_service_pb2.PromoteAdapterRequest(name=name, alias=alias, expected=expected)
-        changed: adapter_service_pb2.Alias = await call_async(self._adapters.PromoteAdapter, request)
-        return changed
+        return await call_async(self._adapters.PromoteAdapter, request)
 
     async def rollback_adapter(self, profile: str, *, alias: str = "live") -> adapter_service_pb2.Alias:
         request = adapter_service_pb2.RollbackAdapterRequest(profile=profile, alias=alias)
-        changed: adapter_service_pb2.Alias = await call_async(self._adapters.RollbackAdapter, request)
-        return changed
+        return await call_async(self._adapters.RollbackAdapter, request)
 
     def verify_store(
         self, *, remove_orphans: bool = False, grace_seconds: float | None = None
@@ -212,8 +196,7 @@ class AsyncClient:
         request = adapter_service_pb2.CreateDownloadLinksRequest(name=name)
         if seconds is not None:
             request.lifetime.FromMilliseconds(round(seconds * 1000))
-        links: adapter_service_pb2.DownloadLinks = await call_async(self._adapters.CreateDownloadLinks, request)
-        return links
+        return await call_async(self._adapters.CreateDownloadLinks, request)
 
     async def download_adapter(self, name: str, folder: str | Path) -> Path:
         """Write an adapter's files into a folder, which `peft.PeftModel.from_pretrained` loads. Returns the folder."""

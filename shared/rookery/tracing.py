@@ -9,7 +9,7 @@ No span holds a passage, a prompt or an answer, nor the text of an error, which 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -95,9 +95,10 @@ class TracedCalls(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterc
         if not carrier:  # nobody records
             return continuation(details, request)
         metadata = (*(details.metadata or ()), *carrier.items())
-        started = continuation(
-            _Details(method, details.timeout, metadata, details.credentials, details.wait_for_ready), request
+        sent = _Details(
+            method, details.timeout, metadata, details.credentials, details.wait_for_ready, details.compression
         )
+        started = continuation(sent, request)
         started.add_done_callback(partial(_end, span))
         return started
 
@@ -108,7 +109,7 @@ class _CallDetails(NamedTuple):
     metadata: Any
     credentials: Any
     wait_for_ready: bool | None
-    compression: Any = None
+    compression: Any
 
 
 class _Details(_CallDetails, grpc.ClientCallDetails):
@@ -138,19 +139,17 @@ def _is_watch(method: str) -> bool:
     return method.rpartition("/")[2].startswith(_WATCHES)
 
 
-@contextmanager
 def _started(
     name: str, parent: Context | None, kind: SpanKind, attributes: Mapping[str, str | int] | None
-) -> Iterator[Span]:
-    with _TRACER.start_as_current_span(
+) -> AbstractContextManager[Span]:
+    return _TRACER.start_as_current_span(
         name,
         context=parent,
         kind=kind,
         attributes=attributes,
         record_exception=False,
         set_status_on_exception=False,
-    ) as span:
-        yield span
+    )
 
 
 def _attributes(method: str) -> Mapping[str, str | int]:

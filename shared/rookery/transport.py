@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -65,9 +65,8 @@ def open_channel(target: str) -> grpc.Channel:
 
     Connects when it is first used. Calls go to all servers behind it in turn, and carry the caller's trace.
     """
-    if target.startswith(_TLS):
-        address = _with_port(target.removeprefix(_TLS).rstrip("/"))
-        channel = grpc.secure_channel(f"dns:///{address}", grpc.ssl_channel_credentials(), options=_CHANNEL_OPTIONS)
+    if secure := _secure_target(target):
+        channel = grpc.secure_channel(secure, grpc.ssl_channel_credentials(), options=_CHANNEL_OPTIONS)
     else:
         channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
     return grpc.intercept_channel(channel, TracedCalls())
@@ -75,11 +74,14 @@ def open_channel(target: str) -> grpc.Channel:
 
 def open_async_channel(target: str) -> grpc.aio.Channel:
     """As `open_channel`, for the event loop that runs. Calls carry the caller's trace, without spans of their own."""
-    if target.startswith(_TLS):
-        address = _with_port(target.removeprefix(_TLS).rstrip("/"))
-        credentials = grpc.ssl_channel_credentials()
-        return grpc.aio.secure_channel(f"dns:///{address}", credentials, options=_CHANNEL_OPTIONS)
+    if secure := _secure_target(target):
+        return grpc.aio.secure_channel(secure, grpc.ssl_channel_credentials(), options=_CHANNEL_OPTIONS)
     return grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+
+
+def _secure_target(target: str) -> str:
+    """What gRPC calls the address of a target over TLS; empty for one without."""
+    return f"dns:///{_with_port(target.removeprefix(_TLS).rstrip('/'))}" if target.startswith(_TLS) else ""
 
 
 def _with_port(address: str) -> str:
@@ -103,7 +105,9 @@ def call(
             time.sleep(_pause(from_rpc(error), end))
 
 
-async def call_async(method: Callable[..., Any], request: Any, *, seconds: float = DEADLINE_SECONDS) -> Any:
+async def call_async(
+    method: Callable[..., Awaitable[Response]], request: Any, *, seconds: float = DEADLINE_SECONDS
+) -> Response:
     """As `call`."""
     end = time.monotonic() + remaining(seconds)
     while True:

@@ -20,10 +20,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import grpc
 import urllib3
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from rookery.local.cluster import DoesNotStart, wait_until_serving
 from tests.deploy.charts import PAIR, Manifest, Rendering, render
 from tests.servers.processes import ServerProcess
 from tests.servers.redis import start_redis
@@ -73,13 +72,11 @@ class Pod:
         return answer.status == 200
 
     def _serves(self, port: int, seconds: float) -> bool:
-        with grpc.insecure_channel(f"{self.address}:{port}") as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)
-            try:
-                answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
-            except grpc.RpcError:
-                return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        try:
+            wait_until_serving(f"{self.address}:{port}", seconds=seconds)
+        except DoesNotStart:
+            return False
+        return True
 
     def port(self, name: str) -> int:
         [port] = [entry["containerPort"] for entry in self.container["ports"] if entry["name"] == name]
