@@ -19,6 +19,22 @@ const definition = loader.loadSync("rookery/v1/adaptation_service.proto", {
 const { AdaptationService } = grpc.loadPackageDefinition(definition).rookery.v1;
 const LOST = [grpc.status.UNAVAILABLE, grpc.status.CANCELLED];
 const PAUSE_MS = 500;
+const RETRIES = {
+  "grpc.service_config": JSON.stringify({
+    methodConfig: [
+      {
+        name: [{}],
+        retryPolicy: {
+          maxAttempts: 5,
+          initialBackoff: "0.2s",
+          maxBackoff: "3s",
+          backoffMultiplier: 2.5,
+          retryableStatusCodes: ["UNAVAILABLE", "CANCELLED"], // a server that stops cancels what it has not begun
+        },
+      },
+    ],
+  }),
+};
 
 /** Accepted when it resolves. The request id makes it safe to repeat. */
 function create(client, adaptation) {
@@ -63,7 +79,7 @@ async function watch(client, name) {
 async function main([target, teacher, student, title, file, ...pairs]) {
   const questions = [];
   for (let i = 0; i + 1 < pairs.length; i += 2) questions.push({ question: pairs[i], answer: pairs[i + 1] });
-  const client = new AdaptationService(target, grpc.credentials.createInsecure());
+  const client = new AdaptationService(target, grpc.credentials.createInsecure(), RETRIES);
   try {
     const context = { title, passage: readFileSync(file, "utf8"), questions };
     const made = await create(client, { teacher, student, context });

@@ -38,7 +38,8 @@ _SERVICE_CONFIG = json.dumps(
                     "initialBackoff": "0.2s",
                     "maxBackoff": "3s",
                     "backoffMultiplier": 2.5,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    # gRPC's servers cancel what waits to be taken up when they stop (grpc/grpc#41785).
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ],

@@ -43,8 +43,8 @@ REMOVALS = [
     Removal(
         what="calls are repeated when a server is gone",
         file=TRANSPORT,
-        old='"retryableStatusCodes": ["UNAVAILABLE"]',
-        new='"retryableStatusCodes": ["ABORTED"]',
+        old='["UNAVAILABLE", "CANCELLED"]',
+        new='["ABORTED", "CANCELLED"]',
         test="test_a_server_that_is_killed_is_not_missed",
     ),
     Removal(
