@@ -13,7 +13,7 @@ from urllib3.exceptions import HTTPError
 from rookery.v1 import model_service_pb2
 from rookery_engines.models import ModelSource
 from rookery_shared.errors import ModelNotLoadable, ObjectMissing, StoreUnavailable
-from rookery_shared.settings import StoreSettings
+from rookery_shared.settings import ModelServiceSettings, StoreSettings
 from rookery_shared.store.connect import open_url
 
 FILES = frozenset({".json", ".jinja", ".model", ".safetensors", ".txt"})
@@ -24,7 +24,7 @@ PASSING = frozenset({"InternalError", "RequestTimeout", "ServiceUnavailable", "S
 """Errors of an S3 server that another attempt may not meet."""
 
 
-def source_of(profile: model_service_pb2.Profile, settings: StoreSettings) -> ModelSource:
+def source_of(profile: model_service_pb2.Profile, settings: ModelServiceSettings) -> ModelSource:
     """Raises ModelNotLoadable if the object store has no such model, StoreUnavailable if that cannot be found out."""
     source = profile.model.source
     return ModelSource(
@@ -33,6 +33,7 @@ def source_of(profile: model_service_pb2.Profile, settings: StoreSettings) -> Mo
         dtype=profile.dtype,
         chat=profile.chat,
         folder=str(_fetch(source, settings)) if source.startswith("s3://") else "",
+        wanted_device=settings.device,
     )
 
 

@@ -59,7 +59,7 @@ class VllmEngine:
         """Load the model. `max_adapters` are kept in the host's memory. Raises ModelNotLoadable or RankNotServed."""
         self.identity = ModelIdentity(source=source.source, revision=source.revision)
         self.max_adapters = max_adapters
-        on_cpu = not torch.cuda.is_available()
+        on_cpu = source.device().type == "cpu"
         if on_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # other services are on this machine too

@@ -103,6 +103,8 @@ class ModelServiceSettings(ServiceSettings, StoreSettings):
 
     profile: str
     """The profile that it serves, `profiles/{profile}`."""
+    device: Literal["", "cpu", "cuda"] = ""
+    """Where the model must be, or the process says why it cannot; empty takes the GPU if there is one."""
     torch_threads: int = 0
     """CPU threads for torch; 0 leaves its default."""
     adapters_in_memory: int = 64

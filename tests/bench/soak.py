@@ -8,8 +8,9 @@ trained. Memory is what the operating system counts for the process, looked at w
 which the machine was busy with other things counts for no more than it was used. The first sixth of the time is
 warm-up, in which the allocator meets every size. Each of five parts after it does the same jobs over and over with
 other texts, until its time is up; callers begin each of their jobs together, so that the same jobs meet in a batch and
-the means over the parts compare. After each part nobody is at work, and memory is looked at once more: what is there
-then is held for nobody, and does not depend on who met whom in a batch.
+the means over the parts compare. Before they begin nobody is at work, and memory is looked at too: what is there then
+is held for nobody, and does not depend on who meets whom in a batch. Growth is that of a straight line through the
+means of all turns, with the 95 % interval of its slope.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -40,9 +42,16 @@ from tests.bench.training import machine
 
 CALLERS = 3
 PARTS = 5
-LOOK_SECONDS = 20.0
-SETTLE_SECONDS = 2.0
-"""For the trainer to let go of what the last callers have got."""
+
+
+class Part:
+    """Looks at memory, in MiB, turn by turn."""
+
+    def __init__(self) -> None:
+        self.working: list[list[float]] = []
+        """Whenever an adapter is done."""
+        self.resting: list[list[float]] = []
+        """Whenever nobody is at work."""
 
 
 class Soak:
@@ -63,41 +72,36 @@ class Soak:
         self._jobs_of_caller = jobs
         self.adapters = self.failures = self.cancelled = self.jobs = 0
         self.errors: list[str] = []
-        self.resting: list[float] = []
-        """Memory in MiB after each part, the warm-up's first."""
-        self._samples: list[float] = []
+        self._turn: list[float] = []
         self._lock = threading.Lock()
 
-    def part(self, number: int, seconds: float) -> list[float]:
-        """Whole turns of the callers' jobs for at least so long. Memory in MiB, adapter by adapter."""
-        until, turn = time.monotonic() + seconds, 0
+    def part(self, number: int, seconds: float) -> Part:
+        """Whole turns of the callers' jobs for at least so long."""
+        part, until = Part(), time.monotonic() + seconds
+        while time.monotonic() < until:
+            resting: list[float] = []
+            part.resting.append(resting)
+            part.working.append(self._take_turn(f"{number}/{len(part.working)}", resting))
+        return part
 
-        together = threading.Barrier(CALLERS)
+    def _take_turn(self, name: str, resting: list[float]) -> list[float]:
+        self._turn, started = [], time.monotonic()
+        together = threading.Barrier(CALLERS, action=lambda: resting.append(self._memory()))
 
         def call(caller: int) -> None:
             for job in range(self._jobs_of_caller):
                 together.wait()
-                self._one(caller, job, texts=f"{number}/{turn}")
+                self._one(caller, job, texts=name)
 
-        samples: list[float] = []
-        while time.monotonic() < until:
-            samples += self._sampled(call, f"part {number}" if number else "warm-up")
-            turn += 1
-        time.sleep(SETTLE_SECONDS)
-        self.resting.append(self._memory())
-        return samples
-
-    def _sampled(self, call: Callable[[int], None], what: str) -> list[float]:
-        self._samples, started = [], time.monotonic()
         callers = [threading.Thread(target=call, args=(i,)) for i in range(CALLERS)]
         for caller in callers:
             caller.start()
-        while any(caller.is_alive() for caller in callers):
-            for caller in callers:
-                caller.join(LOOK_SECONDS)
-            minutes = (time.monotonic() - started) / 60
-            print(f"{what}: {minutes:5.1f} min  {self._memory():7.1f} MiB  {self.jobs} jobs", flush=True)
-        return self._samples
+        for caller in callers:
+            caller.join()
+        working, at_rest = statistics.fmean(self._turn), statistics.fmean(resting)
+        seconds = time.monotonic() - started
+        print(f"{name}: {seconds:5.1f} s  {working:7.1f} MiB, at rest {at_rest:7.1f}  {self.jobs} jobs", flush=True)
+        return self._turn
 
     @staticmethod
     def _memory() -> float:
@@ -121,7 +125,7 @@ class Soak:
         try:
             for result in self.workshop.make(lease, self.profile, orders):
                 made, failed = made + (result.adapter is not None), failed + bool(result.failure)
-                self._samples.append(self._memory())
+                self._turn.append(self._memory())
                 if is_cancelled:
                     lease.stop(Cancelled(f"{job} was cancelled"))
         except Cancelled:
@@ -151,6 +155,32 @@ class Soak:
         )
 
 
+def flatness(parts: list[list[list[float]]]) -> dict[str, Any]:
+    """Of looks in MiB by part and turn; turns take equally long, and growth is told of three or more."""
+    means = [statistics.fmean(chain.from_iterable(part)) for part in parts]
+    turns = [statistics.fmean(turn) for part in parts for turn in part]
+    result: dict[str, Any] = {
+        "mib_of_parts": [round(mean, 1) for mean in means],
+        "furthest_from_first_percent": round(max(abs(mean / means[0] - 1) for mean in means) * 100, 2),
+        "last_above_first_percent": round((means[-1] / means[0] - 1) * 100, 2),
+    }
+    if len(turns) >= 3:
+        grown, error = line(turns)
+        scale = 100 / statistics.fmean(turns)
+        result["growth_percent"] = round(grown * scale, 2)
+        result["growth_percent_interval"] = [round((grown + side * 1.96 * error) * scale, 2) for side in (-1, 1)]
+    return result
+
+
+def line(values: list[float]) -> tuple[float, float]:
+    """How much a straight line through at least three values rises from first to last, and its standard error."""
+    times = [i / (len(values) - 1) for i in range(len(values))]
+    slope, start = statistics.linear_regression(times, values)
+    left = sum((value - start - slope * at) ** 2 for at, value in zip(times, values, strict=True))
+    spread = sum((at - 0.5) ** 2 for at in times)
+    return slope, (left / (len(values) - 2) / spread) ** 0.5
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
@@ -165,10 +195,9 @@ def main() -> None:
         soak = Soak(Path(folder), jobs=arguments.jobs)
         seconds = arguments.minutes * 60 / (1 + arguments.parts)
         started = time.monotonic()
-        _, *means = [statistics.fmean(soak.part(number, seconds)) for number in range(1 + arguments.parts)]
+        _, *parts = [soak.part(number, seconds) for number in range(1 + arguments.parts)]
         took = (time.monotonic() - started) / 60
         left = [path for path in Path(folder, "objects").rglob("unfinished/*/*") if path.is_file()]
-    parts = [round(mean, 1) for mean in means]
     result = {
         "machine": machine("cpu"),
         "minutes": round(took, 1),
@@ -178,11 +207,8 @@ def main() -> None:
         "adapters_failed": soak.failures,
         "errors": soak.errors,
         "files_left_of_unfinished_jobs": len(left),
-        "memory_mib": parts,
-        "memory_after_each_part_mib": [round(memory, 1) for memory in soak.resting],
-        "most_above_first_percent": round((max(parts) / parts[0] - 1) * 100, 2),
-        "last_above_first_percent": round((parts[-1] / parts[0] - 1) * 100, 2),
-        "most_at_rest_above_first_percent": round((max(soak.resting) / soak.resting[0] - 1) * 100, 2),
+        "working": flatness([part.working for part in parts]),
+        "at_rest": flatness([part.resting for part in parts]),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")

@@ -153,6 +153,7 @@ def test_gpus_are_for_whoever_has_a_model() -> None:
     assert {*GPU["services"]} == {name for name, service in OURS.items() if "HF_HOME" in told(service)}
     for name, service in GPU["services"].items():
         assert service["image"] == f"{OURS[name]['image']}-cuda"
+        assert told(service) == {"ROOKERY_DEVICE": "cuda"}
         dockerfile = (ROOT / OURS[name]["build"]["dockerfile"]).read_text()
         assert all(f"ARG {argument}" in dockerfile for argument in service["build"]["args"])
         assert "AS cuda" in dockerfile

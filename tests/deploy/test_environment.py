@@ -157,7 +157,8 @@ def fields_said(command: str) -> set[str]:
     fields = SETTINGS[command].model_fields
     found: set[str] = set()
     for name in ("a pair", "relays", "traces", "tls", "many profiles"):
-        values = {**VALUES[name], "relay": {"enabled": name in ("relays", "traces")}}
+        relay = {"enabled": name in ("relays", "traces")}
+        values = {**VALUES[name], "relay": relay, "workloadDefaults": {"gpus": 1}}
         for _, container in render(values).ours():
             if " ".join(container["command"]) == command:
                 own = {k.removeprefix(PREFIX).lower() for k in told(container) if k.startswith(PREFIX)}

@@ -155,6 +155,7 @@ def test_a_profile_goes_where_its_gpus_are() -> None:
             continue
         spec = pod["spec"]
         assert container["resources"]["limits"] == {"amd.com/gpu": 2}
+        assert {"name": "ROOKERY_DEVICE", "value": "cuda"} in container["env"], "or it would train on a CPU in silence"
         assert (spec["runtimeClassName"], spec["priorityClassName"]) == ("nvidia", "high")
         assert spec["nodeSelector"] == {"pool": "gpu"}
         assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]

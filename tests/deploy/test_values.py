@@ -214,6 +214,10 @@ def test_a_profile_overrides_its_defaults_also_with_nothing() -> None:
         if "rookery/profile" in m["metadata"]["labels"]
     }
     assert limits == {"rookery-teacher-alpha": None, "rookery-trainer-alpha": {"nvidia.com/gpu": 1}}
+    devices = [
+        env for _, container in made.ours() for env in container.get("env", ()) if env["name"] == "ROOKERY_DEVICE"
+    ]
+    assert devices == [{"name": "ROOKERY_DEVICE", "value": "cuda"}]
     budgets = {m["metadata"]["name"] for m in made.of("PodDisruptionBudget")}
     assert budgets == {"rookery-coordinator", "rookery-trainer-alpha"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import SecretStr
 
 from rookery.v1.model_service_pb2 import ModelSource, Profile
@@ -12,14 +13,15 @@ from rookery_engines.models import load_model
 from rookery_engines.sources import source_of
 from rookery_engines.transformers import TransformersEngine
 from rookery_shared.errors import ModelNotLoadable, StoreUnavailable
-from rookery_shared.settings import StoreSettings
+from rookery_shared.settings import ModelServiceSettings
 from rookery_shared.store.connect import open_url
 from tests.servers.s3 import S3Server
 
 
 @pytest.fixture
-def settings(moto_server: S3Server, tmp_path: Path) -> StoreSettings:
-    return StoreSettings(
+def settings(moto_server: S3Server, tmp_path: Path) -> ModelServiceSettings:
+    return ModelServiceSettings(
+        profile="profiles/p",
         cache_folder=tmp_path / "cache",
         s3_endpoint=moto_server.endpoint,
         s3_access_key=SecretStr(moto_server.access_key),
@@ -33,7 +35,7 @@ def profile(source: str) -> Profile:
 
 
 def test_a_model_under_an_s3_prefix_is_fetched_once(
-    moto_server: S3Server, settings: StoreSettings, model_folder: Path
+    moto_server: S3Server, settings: ModelServiceSettings, model_folder: Path
 ) -> None:
     url = f"s3://{moto_server.bucket}/models/small"
     store = open_url(url, settings)
@@ -52,13 +54,24 @@ def test_a_model_under_an_s3_prefix_is_fetched_once(
 
 
 @pytest.mark.parametrize("source", ["s3://rookery/models/none", "s3://no-such-bucket/x"])
-def test_a_prefix_without_a_model_is_refused(settings: StoreSettings, source: str) -> None:
+def test_a_prefix_without_a_model_is_refused(settings: ModelServiceSettings, source: str) -> None:
     with pytest.raises(ModelNotLoadable, match=source):
         source_of(profile(source), settings)
     assert not any((settings.cache_folder / "models").iterdir()), "and leaves nothing"
 
 
-def test_a_server_that_is_away_is_named(settings: StoreSettings) -> None:
+def test_a_server_that_is_away_is_named(settings: ModelServiceSettings) -> None:
     away = settings.model_copy(update={"s3_endpoint": "127.0.0.1:9"})
     with pytest.raises(StoreUnavailable, match="cannot fetch"):  # so that its job is tried again
         source_of(profile("s3://rookery/x"), away)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_model_that_must_be_on_a_gpu_is_not_loaded_without_one(
+    settings: ModelServiceSettings, model_folder: Path
+) -> None:
+    wanted = source_of(profile(str(model_folder)), settings.model_copy(update={"device": "cuda"}))
+    with pytest.raises(ModelNotLoadable, match="is to be on a GPU, but torch was built without CUDA"):
+        load_model(wanted)
+    anywhere = source_of(profile(str(model_folder)), settings)
+    assert load_model(anywhere)[0].device.type == "cpu"

@@ -123,32 +123,30 @@ class Busy(Light):
 
 
 def test_calls_that_wait_to_be_taken_up_are_answered_elsewhere() -> None:
-    going_on = True
-    for _ in range(3):
-        with (
-            serve(adaptation_service(Busy())) as one,
-            serve(adaptation_service(Busy())) as other,
-            open_channel(f"ipv4:{one.target},{other.target}") as channel,
-            ThreadPoolExecutor(4 * CALLERS) as pool,
-        ):
-            stub = AdaptationServiceStub(channel)
+    over = threading.Event()
+    with (
+        serve(adaptation_service(Busy())) as one,
+        serve(adaptation_service(Busy())) as other,
+        open_channel(f"ipv4:{one.target},{other.target}") as channel,
+        ThreadPoolExecutor(8 * CALLERS) as pool,
+    ):
+        stub = AdaptationServiceStub(channel)
 
-            def ask() -> int:
-                count = 0
-                while going_on:
-                    call(stub.GetAdaptation, pb.GetAdaptationRequest(name="it"))
-                    count += 1
-                return count
+        def ask() -> int:
+            count = 0
+            while not over.is_set():
+                call(stub.GetAdaptation, pb.GetAdaptationRequest(name="it"))
+                count += 1
+            return count
 
-            going_on = True
-            asking = [pool.submit(ask) for _ in range(4 * CALLERS)]
-            try:
-                time.sleep(0.5)
-                one.stop()
-                time.sleep(0.5)
-            finally:
-                going_on = False
-            assert all(each.result() for each in asking)
+        asking = [pool.submit(ask) for _ in range(8 * CALLERS)]
+        try:
+            time.sleep(1.0)
+            one.stop()
+            time.sleep(1.0)
+        finally:
+            over.set()
+        assert all(each.result() for each in asking)
 
 
 # --- two real coordinators -------------------------------------------------------------------------------------------

@@ -114,8 +114,11 @@
 {{- end }}
 {{- end }}
 
-{{/* A workload's own: settings by their fields' names, and the rest of its environment. */}}
+{{/* A workload's own: settings by their fields' names, and the rest of its environment. With GPUs it must use them. */}}
 {{- define "rookery.env.own" -}}
+{{- if .gpus }}
+- {name: ROOKERY_DEVICE, value: cuda}
+{{- end }}
 {{- range $field, $value := .settings }}
 - {name: ROOKERY_{{ $field | upper }}, value: {{ include "rookery.text" $value | quote }}}
 {{- end }}
