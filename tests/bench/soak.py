@@ -7,10 +7,10 @@ and dropout; one in eight is cancelled when its first adapter is done, one in ei
 trained. Memory is what the operating system counts for the process, looked at whenever an adapter is done: a minute in
 which the machine was busy with other things counts for no more than it was used. The first sixth of the time is
 warm-up, in which the allocator meets every size. Each of five parts after it does the same jobs over and over with
-other texts, until its time is up; callers begin each of their jobs together, so that the same jobs meet in a batch and
-the means over the parts compare. Before they begin nobody is at work, and memory is looked at too: what is there then
-is held for nobody, and does not depend on who meets whom in a batch. Growth is that of a straight line through the
-means of all turns, with the 95 % interval of its slope.
+other texts, until its time is up; callers begin each of their jobs together and in one order, so that the same jobs
+meet in a batch and the means over the parts compare. Before they begin nobody is at work, and memory is looked at too:
+what is there then is held for nobody, and does not depend on who meets whom in a batch. Growth is that of a straight
+line through the means of all turns, with the 95 % interval of its slope.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ from tests.bench.training import machine
 
 CALLERS = 3
 PARTS = 5
+APART_SECONDS = 0.01
+"""Between two callers' beginning: less than a tick, and enough for them to come in the same order always."""
 
 
 class Part:
@@ -91,6 +93,7 @@ class Soak:
         def call(caller: int) -> None:
             for job in range(self._jobs_of_caller):
                 together.wait()
+                time.sleep(caller * APART_SECONDS)
                 self._one(caller, job, texts=name)
 
         callers = [threading.Thread(target=call, args=(i,)) for i in range(CALLERS)]
