@@ -46,8 +46,8 @@ from sqlalchemy import func, select
 from rookery.errors import from_rpc
 from rookery.internal.v1 import job_service_pb2 as jobs_pb
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
-from rookery.local.broker import free_port
 from rookery.local.cluster import wait_until_serving
+from rookery.local.ports import free_port
 from rookery.v1 import adaptation_service_pb2, adapter_service_pb2
 from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceStub
 from rookery.v1.context_pb2 import Context, Question

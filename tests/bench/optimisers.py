@@ -24,9 +24,9 @@ from rookery import Client, Recipe
 from rookery.cli.quickstart import STUDENT, TEACHER, TEACHER_RECIPE, quickstart_run, register
 from rookery.cli.recipes import OptimiserName
 from rookery.cli.render import as_dict
-from rookery.local.broker import free_port
 from rookery.local.cluster import Cluster
 from rookery.local.logs import LogView
+from rookery.local.ports import free_port
 from rookery.v1.adaptation_service_pb2 import STATE_SUCCEEDED
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER
 from rookery.v1.run_service_pb2 import Grpo, PolicyOptimiser, RestEm, Run

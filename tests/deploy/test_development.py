@@ -12,7 +12,8 @@ import redis
 from minio import Minio
 from minio.error import MinioException
 
-from rookery.local.broker import find_redis_server, free_port
+from rookery.local.broker import find_redis_server
+from rookery.local.ports import free_port
 from tests.deploy.charts import Manifest, component, rendering
 from tests.prerequisites import lacking
 from tests.servers.processes import ServerProcess

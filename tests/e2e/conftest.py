@@ -11,9 +11,9 @@ import pytest
 
 from rookery import Client
 from rookery.cli.quickstart import STUDENT, TEACHER
-from rookery.local.broker import free_port
 from rookery.local.cluster import Cluster
 from rookery.local.logs import LogView
+from rookery.local.ports import free_port
 from tests.e2e.systems import System, register_tiny
 from tests.servers.postgres import make_database
 

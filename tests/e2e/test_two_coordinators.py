@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import func, select
 
 from rookery import Client
-from rookery.local.broker import free_port
 from rookery.local.cluster import wait_until_serving
+from rookery.local.ports import free_port
 from rookery_coordinator.database import Database
 from rookery_coordinator.schema import migrate
 from rookery_coordinator.tables import Adaptation

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from rookery.cli.quickstart import STUDENT, TEACHER, register
-from rookery.local.broker import free_port
+from rookery.local.ports import free_port
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER
 from rookery_engines.base import Engine
 from rookery_engines.connect import make_engine

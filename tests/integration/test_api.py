@@ -23,8 +23,8 @@ from sqlalchemy import select
 from rookery import CallFailed, Client, Recipe
 from rookery.internal.v1.job_service_pb2 import ClaimRequest, FailRequest
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
-from rookery.local.broker import free_port
 from rookery.local.cluster import wait_until_serving
+from rookery.local.ports import free_port
 from rookery.transport import call, open_channel
 from rookery.v1 import adaptation_service_pb2, model_service_pb2, run_service_pb2
 from rookery.v1.adaptation_service_pb2 import STATE_CANCELLED, STATE_FAILED, STATE_PAUSED, STATE_RUNNING

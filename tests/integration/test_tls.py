@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from rookery.local.broker import free_port
+from rookery.local.ports import free_port
 from rookery.transport import _with_port
 from tests.servers.coordinators import start_coordinators
 

@@ -15,8 +15,8 @@ import redis
 from sqlalchemy import func, select
 
 from rookery import Client
-from rookery.local.broker import free_port
 from rookery.local.cluster import DoesNotStart, wait_until_serving
+from rookery.local.ports import free_port
 from rookery.v1.context_pb2 import Question
 from rookery.v1.recipe_pb2 import GRADER_EXACT
 from rookery_coordinator.database import Database

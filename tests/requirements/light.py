@@ -15,8 +15,8 @@ from typing import Any
 import urllib3
 from sqlalchemy import func, select, update
 
-from rookery.local.broker import free_port
 from rookery.local.cluster import wait_until_serving
+from rookery.local.ports import free_port
 from rookery_coordinator import leases, submissions
 from rookery_coordinator.database import Database
 from rookery_coordinator.schema import migrate

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import grpc
 
-from rookery.local.broker import free_port
+from rookery.local.ports import free_port
 from rookery.v1 import adaptation_service_pb2 as pb
 from rookery.v1.adaptation_service_pb2_grpc import add_AdaptationServiceServicer_to_server
 from rookery_shared.rpc.server import RpcContext, RpcServer, Servicer

@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import text
 
 from rookery.errors import from_rpc
-from rookery.local.broker import free_port
 from rookery.local.cluster import wait_until_serving
+from rookery.local.ports import free_port
 from rookery.v1.model_service_pb2 import GetProfileRequest
 from rookery.v1.model_service_pb2_grpc import ModelServiceStub
 from rookery_coordinator.database import CONNECT_SECONDS, Database

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import func, select
 
 from rookery import Client
-from rookery.local.broker import free_port
+from rookery.local.ports import free_port
 from rookery.transport import call, open_channel
 from rookery.v1 import adaptation_service_pb2 as pb
 from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceStub

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rookery import Client
-from rookery.local.broker import free_port
 from rookery.local.cluster import wait_until_serving
+from rookery.local.ports import free_port
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER, ModelSource, Profile
 
 TEACHER, STUDENT = "profiles/teacher", "profiles/student"

@@ -21,7 +21,7 @@ from typing import Any
 
 import urllib3
 
-from rookery.local.broker import free_port
+from rookery.local.ports import free_port
 
 STARTUP_SECONDS = 300.0
 

@@ -19,7 +19,7 @@ from typing import Any
 from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
-from rookery.local.broker import free_port
+from rookery.local.ports import free_port
 from tests.servers.processes import Server, ServerProcess
 
 BIN = Path("/usr/lib/rabbitmq/bin")

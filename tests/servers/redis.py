@@ -9,7 +9,8 @@ from typing import Any
 
 import redis
 
-from rookery.local.broker import free_port, redis_command
+from rookery.local.broker import redis_command
+from rookery.local.ports import free_port
 from tests.servers.processes import Server, ServerProcess
 
 

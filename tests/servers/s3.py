@@ -14,7 +14,7 @@ from pathlib import Path
 import urllib3
 from minio import Minio
 
-from rookery.local.broker import free_port
+from rookery.local.ports import free_port
 
 REGION = "us-east-1"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,10 +34,3 @@ def redis_command(folder: Path, port: int) -> Command:
     folder.mkdir(parents=True, exist_ok=True)
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes", "--save", ""]
     return Command(name="redis", argv=[find_redis_server(), *options, "--loglevel", "warning"])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -22,7 +22,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rookery.client import Client
 from rookery.errors import CallFailed, RookeryError
-from rookery.local.broker import free_port, redis_command
+from rookery.local.broker import redis_command
+from rookery.local.ports import free_port
 from rookery.local.processes import Command, LineSink, Supervised
 from rookery.transport import open_channel
 from rookery.v1 import model_service_pb2
