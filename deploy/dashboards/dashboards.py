@@ -32,8 +32,8 @@ ROWS: dict[str, Sequence[Panel]] = {
     "Work": [
         Panel(
             title="Jobs that have not ended",
-            queries={"{{kind}} {{state}}": "max by (kind, state) (rookery_jobs) > 0"},
-            description="Counted in SQL; each coordinator or relay tells the same.",
+            queries={"{{kind}} {{queue}} {{state}}": "max by (kind, queue, state) (rookery_jobs) > 0"},
+            description="Counted in SQL; each coordinator tells the same.",
         ),
         Panel(
             title="Jobs that ended",
@@ -57,11 +57,8 @@ ROWS: dict[str, Sequence[Panel]] = {
     ],
     "What it is worth": [
         Panel(
-            title="Mean score of trials with their adapters",
-            queries={
-                "{{reward}}": f"sum by (reward) (rate(rookery_reward_sum{RATE}))"
-                f" / sum by (reward) (rate(rookery_reward_count{RATE}))"
-            },
+            title="Scores of trials with their adapters",
+            queries=quantiles("rookery_reward", "reward", 0.25, 0.5, 0.75),
         ),
         Panel(
             title="Trials scored",
@@ -76,7 +73,10 @@ ROWS: dict[str, Sequence[Panel]] = {
         ),
         Panel(
             title="Oldest message that is due",
-            queries={"age": "max(rookery_outbox_age_seconds)"},
+            queries={
+                "age": "max(rookery_outbox_age_seconds)",
+                "since somebody looked": "time() - max(rookery_measured_timestamp_seconds)",
+            },
             unit="s",
         ),
         Panel(
@@ -105,7 +105,7 @@ ROWS: dict[str, Sequence[Panel]] = {
         ),
         Panel(
             title="Until an adapter is here",
-            queries=quantiles("rookery_adapter_load_lag_seconds", "job", 0.5, 0.95),
+            queries=quantiles("rookery_adapter_load_lag_seconds", "pod", 0.5, 0.95),
             unit="s",
         ),
     ],

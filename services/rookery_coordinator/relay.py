@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from celery import Celery
 from kombu.exceptions import OperationalError
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import delete, or_, select, update
 
 from rookery_coordinator.database import Database, now
-from rookery_coordinator.tables import Job, Outbox
-from rookery_coordinator.types import OPEN_JOB_STATES, JobKind
+from rookery_coordinator.tables import Outbox
 from rookery_shared.faults import Point, fault_point
 from rookery_shared.jobs.queues import announce
 from rookery_shared.log import get_logger
-from rookery_shared.metrics import JOBS, OUTBOX_AGE, OUTBOX_PENDING
 
 BATCH = 100
 CLAIM_SECONDS = 10.0
@@ -50,18 +47,6 @@ class Relay:
         if taken:
             self._put_down(sent, [message.id for message in taken if message.id not in sent])
         return len(sent)
-
-    def measure(self) -> None:
-        """How much is due, and how many jobs have not ended, for Prometheus."""
-        with self._database.read() as session:
-            query = select(func.count(), now() - func.min(Outbox.not_before)).where(Outbox.not_before <= now())
-            pending, age = session.execute(query).one()
-            open_jobs = select(Job.kind, Job.state, func.count()).where(Job.state.in_(OPEN_JOB_STATES))
-            counts = {(kind, state): n for kind, state, n in session.execute(open_jobs.group_by(Job.kind, Job.state))}
-        OUTBOX_PENDING.set(pending)
-        OUTBOX_AGE.set(age or 0.0)
-        for kind, state in product(JobKind, OPEN_JOB_STATES):
-            JOBS.labels(kind=kind.value, state=state.value).set(counts.get((kind, state), 0))
 
     def _take(self) -> list[_Message]:
         """Messages that are due and that no other relay has."""

@@ -28,6 +28,7 @@ from rookery_coordinator.api.watching import Feed
 from rookery_coordinator.database import Database
 from rookery_coordinator.inventory import Inventory
 from rookery_coordinator.leftovers import Leftovers
+from rookery_coordinator.measuring import Measuring
 from rookery_coordinator.reaper import Reaper
 from rookery_coordinator.references import Expiry
 from rookery_coordinator.relay import BATCH, Relay
@@ -60,7 +61,7 @@ async def serve(settings: CoordinatorSettings) -> None:
     )
     internal = RpcServer(_internal(units, settings), address=settings.job_address, settings=settings)
     reaper = Reaper(database, forgotten_seconds=settings.forgotten_seconds)
-    leftovers = Leftovers(database, store)
+    measuring, leftovers = Measuring(database), Leftovers(database, store)
     expiry = Expiry(database, days=settings.keep_days)
 
     def collect() -> None:
@@ -72,6 +73,7 @@ async def serve(settings: CoordinatorSettings) -> None:
             [internal, public],
             background=[
                 *(_relaying(database, settings) if settings.relays else []),
+                _forever(measuring.measure, pause=lambda _: MEASURE_SECONDS),
                 _forever(reaper.sweep, pause=lambda _: settings.lease_seconds / 6),
                 _forever(leftovers.sweep, pause=lambda _: settings.leftovers_seconds),
                 _forever(collect, pause=lambda _: settings.collect_seconds),
@@ -94,7 +96,6 @@ def _relaying(database: Database, settings: CoordinatorSettings) -> list[Callabl
     sender = Relay(database, make_app(broker_url=settings.broker_url))
     return [
         _forever(sender.send_due, pause=lambda sent: 0.0 if sent == BATCH else settings.relay_seconds),
-        _forever(sender.measure, pause=lambda _: MEASURE_SECONDS),
     ]
 
 

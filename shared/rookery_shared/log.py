@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import structlog
@@ -53,6 +54,11 @@ def _add_trace(_logger: object, _name: str, event: structlog.typing.EventDict) -
     if context.is_valid:
         event["trace_id"] = trace.format_trace_id(context.trace_id)
     return event
+
+
+def about(**what: object) -> AbstractContextManager[None]:
+    """In its block, everything that this thread or task logs says so."""
+    return structlog.contextvars.bound_contextvars(**what)
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:

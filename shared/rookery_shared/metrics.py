@@ -1,12 +1,17 @@
 """What processes count about themselves, for Prometheus. Every name starts with `rookery_`.
 
-No metric is labelled by the id of a run, job, adapter or worker: labels have few values, whatever the load.
+No metric is labelled by the id of a run, job, adapter or worker: labels have few values, whatever the load. Those whose
+first event somebody wants to hear of are at 0 from the start, for Prometheus sees no increase in what it did not know.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
+from rookery_shared.errors import AdapterCorrupt, AdapterRefused, ObjectMissing
 from rookery_shared.log import get_logger
 
 SECONDS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3_600, 10_800, 36_000)
@@ -26,7 +31,7 @@ LATE_RESULTS = Counter(
 )
 LEASES_EXPIRED = Counter("rookery_lease_expired_total", "Leases that ran out: the worker was not heard of")
 FORGOTTEN_JOBS = Counter("rookery_forgotten_job_total", "Queued jobs announced again because their message seemed lost")
-JOBS = Gauge("rookery_jobs", "Jobs that have not ended", ["kind", "state"])
+JOBS = Gauge("rookery_jobs", "Jobs that have not ended", ["kind", "queue", "state"])
 JOB_TRANSITIONS = Counter("rookery_job_transitions_total", "Changes of jobs' states", ["from", "to"])
 JOB_SECONDS = Histogram(
     "rookery_job_duration_seconds", "From the claim of a job to its result", ["kind"], buckets=SECONDS
@@ -37,6 +42,7 @@ ROUND_DURATION = Histogram(
 REWARDS = Histogram("rookery_reward", "Scores of trials with their adapters", ["reward"], buckets=SCORES)
 OUTBOX_PENDING = Gauge("rookery_outbox_pending", "Messages that are due and not sent")
 OUTBOX_AGE = Gauge("rookery_outbox_age_seconds", "How long the oldest of them has been due")
+MEASURED = Gauge("rookery_measured_timestamp_seconds", "When a coordinator last looked into its database")
 ADAPTER_PUBLISHES = Counter("rookery_adapter_publish_total", "Attempts to publish an adapter", ["result"])
 ADAPTER_LOAD_LAG = Histogram(
     "rookery_adapter_load_lag_seconds",
@@ -48,6 +54,50 @@ CALL_DURATION = Histogram(
 )
 CALLS_REFUSED = Counter("rookery_call_refused_total", "Calls refused because there were too many in flight")
 ADAPTERS_REFUSED = Counter("rookery_adapter_refused_total", "Stored adapters that were not loaded", ["reason"])
+
+for _result in ("published", "refused", "failed"):
+    ADAPTER_PUBLISHES.labels(result=_result)
+for _refusal in (AdapterCorrupt, AdapterRefused, ObjectMissing):
+    ADAPTERS_REFUSED.labels(reason=_refusal.reason)
+
+
+def _name(metric: Counter | Histogram) -> str:
+    """Without what its kind puts behind it."""
+    (family,) = metric.describe()
+    return family.name
+
+
+_OF_CHILDREN: Mapping[str, Counter | Histogram] = {
+    _name(metric): metric for metric in (ADAPTER_PUBLISHES, ADAPTER_LOAD_LAG, ADAPTERS_REFUSED)
+}
+"""What the process of a worker's jobs counts as well, by name: Prometheus asks the worker alone."""
+
+
+class Tell(Protocol):
+    """Has what somebody notes counted."""
+
+    def __call__(self, metric: str, labels: Mapping[str, str], value: float) -> None: ...
+
+
+def count(metric: str, labels: Mapping[str, str], value: float) -> None:
+    """What another process has told. Raises KeyError for a metric that none should."""
+    found = _OF_CHILDREN[metric]
+    series = found.labels(**labels) if labels else found
+    series.inc(value) if isinstance(series, Counter) else series.observe(value)
+
+
+class _Notes:
+    tell: Tell = staticmethod(count)
+
+
+def count_elsewhere(tell: Tell) -> None:
+    """From now on what this process notes is told to another, which counts it."""
+    _Notes.tell = staticmethod(tell)
+
+
+def note(metric: Counter | Histogram, value: float = 1.0, **labels: str) -> None:
+    """Count or observe something, in whichever process Prometheus asks."""
+    _Notes.tell(_name(metric), labels, value)
 
 
 def serve_metrics(port: int, *, host: str = "0.0.0.0") -> None:

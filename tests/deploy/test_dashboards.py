@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.dashboards.dashboards import FOLDER, written
 from rookery_coordinator.types import JobKind, JobState
@@ -18,7 +19,8 @@ from rookery_shared import metrics
 ALERTS = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
 RULES: list[dict[str, Any]] = [rule for group in ALERTS for rule in group["rules"]]
 DASHBOARD = json.loads((FOLDER / "rookery.json").read_text())
-OF_PROMETHEUS = {"le", "job", "instance"}
+OF_PROMETHEUS = {"le", "pod"}
+"""Labels that Prometheus puts there, by the chart's PodMonitor."""
 VALUES = {
     "kind": {kind.value for kind in JobKind},
     "state": {state.value for state in JobState},
@@ -27,13 +29,16 @@ VALUES = {
 
 
 def exported() -> dict[str, set[str]]:
-    """The labels of each series, by its name."""
-    found: dict[str, set[str]] = {}
-    for metric in vars(metrics).values():
-        if isinstance(metric, Counter | Gauge | Histogram):
-            endings = {Counter: ["_total"], Gauge: [""], Histogram: ["_bucket", "_sum", "_count"]}[type(metric)]
-            found |= {metric._name + ending: {*metric._labelnames} for ending in endings}
-    return found
+    """The labels of each series, by its name, as Prometheus is told of them when something has happened."""
+    registry = CollectorRegistry()
+    for metric in [metric for metric in vars(metrics).values() if isinstance(metric, Counter | Gauge | Histogram)]:
+        options: Any = {"buckets": metric._upper_bounds} if isinstance(metric, Histogram) else {}
+        same = type(metric)(metric._name, metric._documentation, metric._labelnames, registry=registry, **options)
+        series = same.labels(*metric._labelnames) if metric._labelnames else same
+        series.observe(0.5) if isinstance(series, Histogram) else series.inc()
+    told = text_string_to_metric_families(generate_latest(registry).decode())
+    samples = [sample for family in told for sample in family.samples]
+    return {sample.name: {*sample.labels} - {"le"} for sample in samples if not sample.name.endswith("_created")}
 
 
 SERIES = exported()

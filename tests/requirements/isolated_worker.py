@@ -2,7 +2,7 @@
 
 A job does for some seconds what its context's title says: "3 seconds" takes steps, "1 kills" then kills its process,
 "9 hangs" has the whole process stand still, "2 hangs first" does so at its first attempt only, "0 calls" then makes
-calls of its own.
+calls of its own, "0 counts" counts an adapter.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rookery_shared.jobs.isolation import Isolated
 from rookery_shared.jobs.lease import Lease
 from rookery_shared.jobs.runner import Handler, JobRunner
 from rookery_shared.jobs.worker import connect_runner, run_worker
+from rookery_shared.metrics import ADAPTER_LOAD_LAG, ADAPTER_PUBLISHES, note
 from tests.requirements.light_worker import LightSettings
 
 CALLS = 500
@@ -64,6 +65,10 @@ class Doer:
             raise
         if what == "kills":
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "counts":
+            note(ADAPTER_PUBLISHES, result="published")
+            note(ADAPTER_LOAD_LAG, 0.25)
+            log.get_logger().info("counted")
         if what == "calls":
             self._note("called", lease, calls=self._call())
         items = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from rookery_shared.faults import Point
 from rookery_shared.jobs.queues import generate_queue, make_app
 from tests.faults.proxy import Proxy
 from tests.requirements.adapting import AdaptingSystem, adapting_system, died, own_redis
+from tests.requirements.light import start_light
 from tests.requirements.removal import Removal
 from tests.servers.postgres import make_database
 from tests.servers.rabbitmq import RabbitMQServer, take
@@ -47,6 +49,13 @@ REMOVALS = [
         old='"confirm_publish": True',
         new='"confirm_publish": False',
         test="test_a_message_that_rabbitmq_never_got_stays",
+    ),
+    Removal(
+        what="every server looks into the database",
+        file="services/rookery_coordinator/server.py",
+        old="                _forever(measuring.measure, pause=lambda _: MEASURE_SECONDS),\n",
+        new="",
+        test="test_it_is_told_how_long_messages_wait_though_none_relays",
     ),
     Removal(
         what="a relay marks what it has sent itself",
@@ -177,3 +186,16 @@ def test_a_message_that_rabbitmq_never_got_stays(
         relay_all(database, [relay])
         assert {*jobs_of(take(url, generate_queue()))} | arrived == jobs
     database.close()
+
+
+def test_it_is_told_how_long_messages_wait_though_none_relays(tmp_path: Path) -> None:
+    with start_light(tmp_path, "redis://127.0.0.1:1/0", relays=False) as light:
+        told = light.coordinator.counted
+        queued = 'rookery_jobs{kind="generate",queue="generate",state="queued"}'
+        light.submit("0 seconds", "0 seconds")
+        wait_until(lambda: told(queued) == 2, seconds=60, what="both are counted")
+        assert told("rookery_outbox_pending") == 2
+        assert told("rookery_outbox_age_seconds") > 0
+        assert abs(time.time() - told("rookery_measured_timestamp_seconds")) < 60
+        light.cancel_all()
+        wait_until(lambda: told(queued) == 0, seconds=60, what="a queue without jobs is told of as empty")

@@ -89,7 +89,7 @@ REMOVALS = [
     Removal(
         what="the count",
         file=ADAPTERS,
-        old="            ADAPTERS_REFUSED.labels(reason=error.reason).inc()\n",
+        old="            note(ADAPTERS_REFUSED, reason=error.reason)\n",
         new="",
         test="test_an_adapter_with_a_wrong_byte_is_not_scored",
     ),

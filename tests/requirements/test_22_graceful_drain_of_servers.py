@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -147,6 +150,22 @@ def test_calls_that_wait_to_be_taken_up_are_answered_elsewhere() -> None:
         finally:
             over.set()
         assert all(each.result() for each in asking)
+
+
+def test_a_server_that_still_loads_ends_at_once() -> None:
+    code = (
+        "import time\n"
+        "from rookery_shared.rpc.server import run_service\n"
+        "async def load():\n"
+        "    print('loading', flush=True)\n"
+        "    time.sleep(60)\n"
+        "run_service(load())"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"loading\n"
+        process.terminate()
+        assert process.wait(TIMEOUT) == 128 + signal.SIGTERM
 
 
 # --- two real coordinators -------------------------------------------------------------------------------------------

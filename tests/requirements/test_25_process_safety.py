@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rookery.local.broker import free_port
+from rookery.local.ports import free_port
 from rookery_shared.errors import AddressTaken
 from rookery_shared.rpc.server import RpcServer
 from rookery_shared.settings import ServerSettings
@@ -43,6 +43,13 @@ REMOVALS = [
         old='    if sys.platform == "linux":',
         new="    if False:",
         test="test_the_process_ends_with_its_worker[hangs]",
+    ),
+    Removal(
+        what="what the process counts is told",
+        file="shared/rookery_shared/jobs/child.py",
+        old="    count_elsewhere(wire.count)\n",
+        new="",
+        test="test_what_the_process_counts_is_told_by_its_worker",
     ),
     Removal(
         what="a port has one server",
@@ -85,6 +92,21 @@ def test_calls_are_made_beside_a_worker_that_makes_calls(tidy_light: Light) -> N
         assert b"rookery_shared.jobs.child" in command, "not a copy of the worker, which has channels"
         assert not sockets(process) & sockets(worker.server.pid), "nor did it inherit any"
         assert os.getpgid(process) == process, "signals to the worker's group are not for it"
+
+
+def test_what_the_process_counts_is_told_by_its_worker(tidy_light: Light) -> None:
+    """Prometheus asks the worker alone, which knows of every metric before something has happened."""
+    with isolated_worker(tidy_light) as worker:
+        published = 'rookery_adapter_publish_total{result="published"}'
+        tidy_light.finish(tidy_light.submit("0 seconds"), seconds=60)
+        assert worker.counted(published) == 0
+        jobs = tidy_light.submit("0 counts", "0 counts")
+        tidy_light.finish(jobs, seconds=60)
+        assert worker.counted(published) == 2
+        assert worker.counted("rookery_adapter_load_lag_seconds_count") == 2
+        assert worker.counted("rookery_adapter_load_lag_seconds_sum") == 0.5
+        lines = [line for line in worker.log.read_text().splitlines() if " counted " in line]
+        assert [job for line in lines for job in jobs if f"job={job} " in f"{line} "] == jobs, "and its log names them"
 
 
 @pytest.mark.parametrize("how", ["seconds", "hangs"])

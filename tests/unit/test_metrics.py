@@ -5,11 +5,11 @@ from __future__ import annotations
 import urllib3
 from prometheus_client import REGISTRY
 
-from rookery.local.broker import free_port
+from rookery.local.ports import free_port
 from rookery_shared import metrics
 from rookery_shared.metrics import serve_metrics
 
-LABELS = {"from", "to", "kind", "state", "purpose", "reward", "method", "code", "result", "reason"}
+LABELS = {"queue", "from", "to", "kind", "state", "purpose", "reward", "method", "code", "result", "reason"}
 OURS = [value for value in vars(metrics).values() if hasattr(value, "_labelnames")]
 
 

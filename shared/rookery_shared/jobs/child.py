@@ -26,7 +26,8 @@ from rookery.tracing import step
 from rookery_shared.errors import Cancelled, Preempted, StaleEpoch
 from rookery_shared.jobs.lease import Lease
 from rookery_shared.jobs.runner import Handler
-from rookery_shared.log import get_logger
+from rookery_shared.log import about, get_logger
+from rookery_shared.metrics import count_elsewhere
 
 PROGRESS_SECONDS = 0.25
 """Least time between two reports of an attempt's progress."""
@@ -53,6 +54,10 @@ class _Wire:
     def send(self, report: isolation_pb2.JobReport) -> None:
         with self._lock:
             self._connection.send_bytes(report.SerializeToString())
+
+    def count(self, metric: str, labels: Mapping[str, str], value: float) -> None:
+        counted = isolation_pb2.JobReport.Counted(metric=metric, labels=labels, value=value)
+        self.send(isolation_pb2.JobReport(counted=counted))
 
 
 class _ToldLease(Lease):
@@ -101,11 +106,12 @@ class _Child:
     def _run(self, start: isolation_pb2.JobCommand.Start, lease: _ToldLease) -> None:
         report = isolation_pb2.JobReport(job=lease.job, epoch=lease.epoch)
         kind = start.claim.WhichOneof("work") or ""
-        try:
-            with step(kind, after=start.trace, attributes={"rookery.job": lease.job}):
-                report.result.CopyFrom(self._handlers[kind](start.claim, lease))
-        except BaseException as error:  # a thread that ended in silence would keep its worker waiting
-            report.failure.CopyFrom(_failure(error))
+        with about(job=lease.job, epoch=lease.epoch, kind=kind, parent=start.claim.parent):
+            try:
+                with step(kind, after=start.trace, attributes={"rookery.job": lease.job}):
+                    report.result.CopyFrom(self._handlers[kind](start.claim, lease))
+            except BaseException as error:  # a thread that ended in silence would keep its worker waiting
+                report.failure.CopyFrom(_failure(error))
         self._wire.send(report)
 
 
@@ -130,6 +136,7 @@ def main() -> None:
         signal.signal(ignored, signal.SIG_IGN)  # the worker gets them, too, and says what is to be done
     faulthandler.enable()
     wire = _Wire(Connection(int(sys.argv[1])))
+    count_elsewhere(wire.count)
     module, _, function = sys.argv[2].partition(":")
     child = _Child(wire, getattr(import_module(module), function)())
     wire.send(isolation_pb2.JobReport(ready=isolation_pb2.JobReport.Ready()))

@@ -31,6 +31,7 @@ from rookery.tracing import current_trace
 from rookery_shared.errors import Cancelled, Preempted, StaleEpoch, TrainerDied, TrainerNotStarted
 from rookery_shared.jobs.lease import KeptLease
 from rookery_shared.log import get_logger
+from rookery_shared.metrics import count
 
 EXIT_SECONDS = 2.0
 """How long a process may take to end once it has hung up."""
@@ -166,6 +167,9 @@ class JobProcess:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 report = isolation_pb2.JobReport.FromString(connection.recv_bytes())
+                if report.HasField("counted"):
+                    count(report.counted.metric, report.counted.labels, report.counted.value)
+                    continue
                 with self._lock:
                     if report.HasField("ready"):
                         self.ready = True

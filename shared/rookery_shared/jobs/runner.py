@@ -24,7 +24,7 @@ from rookery.transport import call
 from rookery_shared.errors import Cancelled, JobNotQueued, Preempted, StaleEpoch, TrainerDied
 from rookery_shared.faults import Point, fault_point
 from rookery_shared.jobs.lease import KeptLease, Lease
-from rookery_shared.log import get_logger
+from rookery_shared.log import about, get_logger
 
 REPORT_SECONDS = 60.0
 """How long a result may take to reach a coordinator that is away."""
@@ -69,11 +69,14 @@ class JobRunner:
 
         `trace` is the span that goes on here, as a `traceparent`.
         """
-        with step("job", after=trace, kind=SpanKind.CONSUMER, attributes={"rookery.job": job}) as span:
+        attributes = {"rookery.job": job}
+        with (
+            step("job", after=trace, kind=SpanKind.CONSUMER, attributes=attributes) as span,
+            about(job=job, epoch=epoch),
+        ):
             self._run(job, epoch, span)
 
     def _run(self, job: str, epoch: int, span: Span) -> None:
-        log = get_logger().bind(job=job, epoch=epoch)
         # A name for each message: a second one that this worker gets is as much a duplicate as another worker's.
         worker = f"{self._worker}/{uuid.uuid4().hex[:8]}"
         request = pb.ClaimRequest(job=job, epoch=epoch, worker=worker)
@@ -82,18 +85,17 @@ class JobRunner:
             claim = call(self._jobs.Claim, request, seconds=REPORT_SECONDS, patient=True)
         except CallFailed as error:
             if error.reason not in (JobNotQueued.reason, StaleEpoch.reason):
-                log.warning("claim failed", reason=error.reason, message=error.message)
+                get_logger().warning("claim failed", reason=error.reason, message=error.message)
             else:
-                log.info("duplicate message dropped", reason=error.reason)
+                get_logger().info("duplicate message dropped", reason=error.reason)
             return
         fault_point(Point.CLAIMED, job=job, epoch=epoch, worker=worker)
         kind = claim.WhichOneof("work") or ""
-        log = log.bind(kind=kind, parent=claim.parent)
         span.update_name(f"job {kind}")
         span.set_attribute("rookery.parent", claim.parent)
         seconds = claim.lease.ToTimedelta().total_seconds()
         lease = KeptLease(self._jobs, job=job, epoch=epoch, seconds=seconds, since=started)
-        with self._known(lease), lease:
+        with self._known(lease), lease, about(kind=kind, parent=claim.parent):
             try:
                 lease.check()
                 result = self._handlers[kind](claim, lease)
@@ -106,7 +108,7 @@ class JobRunner:
                 self._ended_without_result(lease.stopped or error, lease)
             else:
                 lease.over()
-                log.info("done", seconds=round(time.monotonic() - started, 3))
+                get_logger().info("done", seconds=round(time.monotonic() - started, 3))
 
     @contextmanager
     def _known(self, lease: KeptLease) -> Iterator[None]:
@@ -127,12 +129,12 @@ class JobRunner:
             case Preempted():
                 self._release(lease)
             case Cancelled():
-                get_logger().info("stopped", job=lease.job, epoch=lease.epoch, reason=why.reason)
+                get_logger().info("stopped", reason=why.reason)
                 lease.over()
             case StaleEpoch():
-                get_logger().info("stopped", job=lease.job, epoch=lease.epoch, reason=why.reason)
+                get_logger().info("stopped", reason=why.reason)
             case CallFailed(reason=StaleEpoch.reason):
-                get_logger().info("result refused", job=lease.job, epoch=lease.epoch)
+                get_logger().info("result refused")
             case _:
                 self._report(why, lease)
 
@@ -141,15 +143,13 @@ class JobRunner:
         try:
             call(self._jobs.Release, request, seconds=RELEASE_SECONDS, patient=True)
         except CallFailed as failure:
-            get_logger().warning("could not give back; the lease will run out", job=lease.job, reason=failure.reason)
+            get_logger().warning("could not give back; the lease will run out", reason=failure.reason)
         else:
-            get_logger().info("given back", job=lease.job, epoch=lease.epoch)
+            get_logger().info("given back")
 
     def _report(self, error: Exception, lease: KeptLease) -> None:
         known = isinstance(error, RookeryError)
-        get_logger().warning(
-            "job failed", job=lease.job, epoch=lease.epoch, exc_info=None if known else error, error=str(error)
-        )
+        get_logger().warning("job failed", exc_info=None if known else error, error=str(error))
         request = pb.FailRequest(
             job=lease.job,
             epoch=lease.epoch,
@@ -165,4 +165,4 @@ class JobRunner:
             if not request.retryable:
                 lease.over()
         except CallFailed as failure:
-            get_logger().warning("could not report; the lease will run out", job=lease.job, reason=failure.reason)
+            get_logger().warning("could not report; the lease will run out", reason=failure.reason)

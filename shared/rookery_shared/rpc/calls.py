@@ -104,6 +104,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """`terms` by the methods' full names, such as "/rookery.v1.RunService/GetRun"."""
         self._calls = calls
         self._terms = terms
+        for method in (method for method, found in terms.items() if not found.watch):
+            CALL_DURATION.labels(method=_short(method), code=grpc.StatusCode.INTERNAL.name)
 
     async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails
@@ -163,5 +165,9 @@ def _observed(method: str, context: RpcContext, terms: Terms) -> Iterator[None]:
             code = said if isinstance(said, grpc.StatusCode) else _CODES[said]
             set_code(span, code, failed=code in _OUR_FAULTS)
             if not terms.watch:
-                name = method.rpartition(".")[2]
-                CALL_DURATION.labels(method=name, code=code.name).observe(time.monotonic() - started)
+                CALL_DURATION.labels(method=_short(method), code=code.name).observe(time.monotonic() - started)
+
+
+def _short(method: str) -> str:
+    """Such as "RunService/GetRun"."""
+    return method.rpartition(".")[2]

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -127,11 +127,17 @@ def _listening(address: str) -> Iterator[None]:
 
 def run_service(serving: Coroutine[Any, Any, None]) -> None:
     """Run a server's process to its end. A RookeryError ends it with exit code 1 and a line in its log."""
+    signal.signal(signal.SIGTERM, _end)
     try:
         asyncio.run(serving)
     except RookeryError as error:
         get_logger().error("cannot go on", reason=error.reason, message=error.message)
         raise SystemExit(1) from None
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    """While it loads: in a container, where it is process 1, it would not hear of the signal otherwise."""
+    raise SystemExit(128 + number)
 
 
 async def run_until_signalled(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import tempfile
+import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from rookery.tracing import step
 from rookery_shared.admission import admit, open_regular
 from rookery_shared.errors import AdapterCorrupt, AdapterRefused, ObjectMissing
 from rookery_shared.faults import Point, fault_point
-from rookery_shared.metrics import ADAPTER_LOAD_LAG, ADAPTER_PUBLISHES, ADAPTERS_REFUSED
+from rookery_shared.log import get_logger
+from rookery_shared.metrics import ADAPTER_LOAD_LAG, ADAPTER_PUBLISHES, ADAPTERS_REFUSED, note
 from rookery_shared.peft_format import CONFIG, WEIGHTS
 from rookery_shared.settings import CACHE_BYTES
 from rookery_shared.store.base import ObjectStore
@@ -95,11 +97,12 @@ def publish(store: ObjectStore, folder: Path, origin: Origin) -> Manifest:
             manifest = _publish(store, folder, origin)
             span.set_attribute("rookery.adapter", adapter_name(manifest.digest))
         result = "published"
+        get_logger().info("adapter published", adapter=adapter_name(manifest.digest))
     except AdapterRefused:
         result = "refused"
         raise
     finally:
-        ADAPTER_PUBLISHES.labels(result=result).inc()
+        note(ADAPTER_PUBLISHES, result=result)
     return manifest
 
 
@@ -161,13 +164,17 @@ class AdapterCache:
         Raises ObjectMissing if the store lacks it, AdapterCorrupt if its bytes do not verify, AdapterRefused if they
         are not those of a plain LoRA adapter.
         """
+        started = time.monotonic()
         try:
-            with ADAPTER_LOAD_LAG.time(), step("fetch adapter", attributes={"rookery.adapter": name[:200]}):
+            with step("fetch adapter", attributes={"rookery.adapter": name[:200]}):
                 manifest = read_manifest(self._store, name)
                 hold = self._held(manifest) or self._download(name, manifest)
         except (AdapterCorrupt, AdapterRefused, ObjectMissing) as error:
-            ADAPTERS_REFUSED.labels(reason=error.reason).inc()
+            note(ADAPTERS_REFUSED, reason=error.reason)
+            get_logger().warning("adapter refused", adapter=name[:200], reason=error.reason)
             raise
+        finally:
+            note(ADAPTER_LOAD_LAG, time.monotonic() - started)
         self._copies.tidy()
         return CachedAdapter(folder=self._copies.folder / manifest.digest, manifest=manifest, hold=hold)
 

@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from rookery.internal.v1 import job_service_pb2 as rookery_dot_internal_dot_v1_dot_job__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#rookery/internal/v1/isolation.proto\x12\x13rookery.internal.v1\x1a%rookery/internal/v1/job_service.proto\"\xc4\x04\n\nJobCommand\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x36\n\x05start\x18\x03 \x01(\x0b\x32%.rookery.internal.v1.JobCommand.StartH\x00\x12\x36\n\x05renew\x18\x04 \x01(\x0b\x32%.rookery.internal.v1.JobCommand.RenewH\x00\x12\x34\n\x04stop\x18\x05 \x01(\x0b\x32$.rookery.internal.v1.JobCommand.StopH\x00\x12\x32\n\x03\x65nd\x18\x06 \x01(\x0b\x32#.rookery.internal.v1.JobCommand.EndH\x00\x1aX\n\x05Start\x12\x31\n\x05\x63laim\x18\x01 \x01(\x0b\x32\".rookery.internal.v1.ClaimResponse\x12\r\n\x05until\x18\x02 \x01(\x01\x12\r\n\x05trace\x18\x03 \x01(\t\x1a\x16\n\x05Renew\x12\r\n\x05until\x18\x01 \x01(\x01\x1aO\n\x04Stop\x12\x36\n\x06reason\x18\x01 \x01(\x0e\x32&.rookery.internal.v1.JobCommand.Reason\x12\x0f\n\x07message\x18\x02 \x01(\t\x1a\x13\n\x03\x45nd\x12\x0c\n\x04over\x18\x01 \x01(\x08\"]\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x14\n\x10REASON_CANCELLED\x10\x01\x12\x0f\n\x0bREASON_LOST\x10\x02\x12\x14\n\x10REASON_PREEMPTED\x10\x03\x42\t\n\x07\x63ommand\"\xfe\x03\n\tJobReport\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x35\n\x05ready\x18\x03 \x01(\x0b\x32$.rookery.internal.v1.JobReport.ReadyH\x00\x12;\n\x08progress\x18\x04 \x01(\x0b\x32\'.rookery.internal.v1.JobReport.ProgressH\x00\x12\x36\n\x06result\x18\x05 \x01(\x0b\x32$.rookery.internal.v1.CompleteRequestH\x00\x12\x39\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32&.rookery.internal.v1.JobReport.FailureH\x00\x1a\x07\n\x05Ready\x1a\'\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\r\x12\r\n\x05total\x18\x02 \x01(\r\x1a\xb1\x01\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\x46\n\x08metadata\x18\x04 \x03(\x0b\x32\x34.rookery.internal.v1.JobReport.Failure.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06reportb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#rookery/internal/v1/isolation.proto\x12\x13rookery.internal.v1\x1a%rookery/internal/v1/job_service.proto\"\xc4\x04\n\nJobCommand\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x36\n\x05start\x18\x03 \x01(\x0b\x32%.rookery.internal.v1.JobCommand.StartH\x00\x12\x36\n\x05renew\x18\x04 \x01(\x0b\x32%.rookery.internal.v1.JobCommand.RenewH\x00\x12\x34\n\x04stop\x18\x05 \x01(\x0b\x32$.rookery.internal.v1.JobCommand.StopH\x00\x12\x32\n\x03\x65nd\x18\x06 \x01(\x0b\x32#.rookery.internal.v1.JobCommand.EndH\x00\x1aX\n\x05Start\x12\x31\n\x05\x63laim\x18\x01 \x01(\x0b\x32\".rookery.internal.v1.ClaimResponse\x12\r\n\x05until\x18\x02 \x01(\x01\x12\r\n\x05trace\x18\x03 \x01(\t\x1a\x16\n\x05Renew\x12\r\n\x05until\x18\x01 \x01(\x01\x1aO\n\x04Stop\x12\x36\n\x06reason\x18\x01 \x01(\x0e\x32&.rookery.internal.v1.JobCommand.Reason\x12\x0f\n\x07message\x18\x02 \x01(\t\x1a\x13\n\x03\x45nd\x12\x0c\n\x04over\x18\x01 \x01(\x08\"]\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x14\n\x10REASON_CANCELLED\x10\x01\x12\x0f\n\x0bREASON_LOST\x10\x02\x12\x14\n\x10REASON_PREEMPTED\x10\x03\x42\t\n\x07\x63ommand\"\xd7\x05\n\tJobReport\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x35\n\x05ready\x18\x03 \x01(\x0b\x32$.rookery.internal.v1.JobReport.ReadyH\x00\x12;\n\x08progress\x18\x04 \x01(\x0b\x32\'.rookery.internal.v1.JobReport.ProgressH\x00\x12\x36\n\x06result\x18\x05 \x01(\x0b\x32$.rookery.internal.v1.CompleteRequestH\x00\x12\x39\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32&.rookery.internal.v1.JobReport.FailureH\x00\x12\x39\n\x07\x63ounted\x18\x07 \x01(\x0b\x32&.rookery.internal.v1.JobReport.CountedH\x00\x1a\x07\n\x05Ready\x1a\'\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\r\x12\r\n\x05total\x18\x02 \x01(\r\x1a\x9b\x01\n\x07\x43ounted\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x42\n\x06labels\x18\x02 \x03(\x0b\x32\x32.rookery.internal.v1.JobReport.Counted.LabelsEntry\x12\r\n\x05value\x18\x03 \x01(\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\xb1\x01\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\x46\n\x08metadata\x18\x04 \x03(\x0b\x32\x34.rookery.internal.v1.JobReport.Failure.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06reportb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rookery.internal.v1.isolation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_JOBREPORT_COUNTED_LABELSENTRY']._loaded_options = None
+  _globals['_JOBREPORT_COUNTED_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_JOBREPORT_FAILURE_METADATAENTRY']._loaded_options = None
   _globals['_JOBREPORT_FAILURE_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_JOBCOMMAND']._serialized_start=100
@@ -47,13 +49,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBCOMMAND_REASON']._serialized_start=576
   _globals['_JOBCOMMAND_REASON']._serialized_end=669
   _globals['_JOBREPORT']._serialized_start=683
-  _globals['_JOBREPORT']._serialized_end=1193
-  _globals['_JOBREPORT_READY']._serialized_start=955
-  _globals['_JOBREPORT_READY']._serialized_end=962
-  _globals['_JOBREPORT_PROGRESS']._serialized_start=964
-  _globals['_JOBREPORT_PROGRESS']._serialized_end=1003
-  _globals['_JOBREPORT_FAILURE']._serialized_start=1006
-  _globals['_JOBREPORT_FAILURE']._serialized_end=1183
-  _globals['_JOBREPORT_FAILURE_METADATAENTRY']._serialized_start=1136
-  _globals['_JOBREPORT_FAILURE_METADATAENTRY']._serialized_end=1183
+  _globals['_JOBREPORT']._serialized_end=1410
+  _globals['_JOBREPORT_READY']._serialized_start=1014
+  _globals['_JOBREPORT_READY']._serialized_end=1021
+  _globals['_JOBREPORT_PROGRESS']._serialized_start=1023
+  _globals['_JOBREPORT_PROGRESS']._serialized_end=1062
+  _globals['_JOBREPORT_COUNTED']._serialized_start=1065
+  _globals['_JOBREPORT_COUNTED']._serialized_end=1220
+  _globals['_JOBREPORT_COUNTED_LABELSENTRY']._serialized_start=1175
+  _globals['_JOBREPORT_COUNTED_LABELSENTRY']._serialized_end=1220
+  _globals['_JOBREPORT_FAILURE']._serialized_start=1223
+  _globals['_JOBREPORT_FAILURE']._serialized_end=1400
+  _globals['_JOBREPORT_FAILURE_METADATAENTRY']._serialized_start=1353
+  _globals['_JOBREPORT_FAILURE_METADATAENTRY']._serialized_end=1400
 # @@protoc_insertion_point(module_scope)

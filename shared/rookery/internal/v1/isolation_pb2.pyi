@@ -239,6 +239,56 @@ class JobReport(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class Counted(_message.Message):
+        """What one of the metrics has counted or observed."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        @_typing.final
+        class LabelsEntry(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: _builtins.int
+            VALUE_FIELD_NUMBER: _builtins.int
+            key: _builtins.str
+            value: _builtins.str
+            def __init__(
+                self,
+                *,
+                key: _builtins.str = ...,
+                value: _builtins.str = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        METRIC_FIELD_NUMBER: _builtins.int
+        LABELS_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        metric: _builtins.str
+        """Required. The metric's name, without what its kind puts behind it."""
+        value: _builtins.float
+        """Required. How many, or what was observed."""
+        @_builtins.property
+        def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+            """Optional. By the labels' names."""
+
+        def __init__(
+            self,
+            *,
+            metric: _builtins.str = ...,
+            labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "metric", b"metric", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Failure(_message.Message):
         """Why there is no result."""
 
@@ -298,6 +348,7 @@ class JobReport(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """Optional. Empty if it is about the process."""
     epoch: _builtins.int
@@ -318,6 +369,10 @@ class JobReport(_message.Message):
     def failure(self) -> Global___JobReport.Failure:
         """Optional. The attempt has ended without a result."""
 
+    @_builtins.property
+    def counted(self) -> Global___JobReport.Counted:
+        """Optional. Something for Prometheus, which asks the worker."""
+
     def __init__(
         self,
         *,
@@ -327,12 +382,13 @@ class JobReport(_message.Message):
         progress: Global___JobReport.Progress | None = ...,
         result: _job_service_pb2.CompleteRequest | None = ...,
         failure: Global___JobReport.Failure | None = ...,
+        counted: Global___JobReport.Counted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "progress", b"progress", "ready", b"ready", "report", b"report", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counted", b"counted", "failure", b"failure", "progress", b"progress", "ready", b"ready", "report", b"report", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "failure", b"failure", "job", b"job", "progress", b"progress", "ready", b"ready", "report", b"report", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counted", b"counted", "epoch", b"epoch", "failure", b"failure", "job", b"job", "progress", b"progress", "ready", b"ready", "report", b"report", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["ready", "progress", "result", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["ready", "progress", "result", "failure", "counted"]  # noqa: Y015
     _WhichOneofArgType_report: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_report) -> _WhichOneofReturnType_report | None: ...
 
