@@ -4,7 +4,7 @@
 #   docker build --file deploy/docker/student.Dockerfile --tag rookery-student:0.1.0-cuda \
 #     --build-arg VARIANT=cuda --build-arg TORCH_INDEX= .
 # The CUDA that torch's wheel is made for must fit the base image below and the nodes' driver: look which it is, and take
-# another index if it does not. A process that finds no CUDA goes on on the CPU today.
+# another index if it does not. With ROOKERY_DEVICE=cuda a process that finds none says so and ends.
 ARG VARIANT=cpu
 
 FROM python:3.12-slim-bookworm AS cpu

@@ -4,7 +4,7 @@
 #   docker build --file deploy/docker/teacher.Dockerfile --tag rookery-teacher:0.1.0-cuda \
 #     --build-arg VARIANT=cuda --build-arg TORCH_INDEX= .
 # The CUDA that torch's wheel is made for must fit the base image below and the nodes' driver: look which it is, and take
-# another index if it does not. A process that finds no CUDA goes on on the CPU today.
+# another index if it does not. With ROOKERY_DEVICE=cuda a process that finds none says so and ends.
 # EXTRAS may name more of pyproject.toml's: teacher,openai for a model at an endpoint. vLLM is not tried in these images.
 ARG VARIANT=cpu
 

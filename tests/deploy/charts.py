@@ -69,7 +69,15 @@ VALUES: dict[str, dict[str, Any]] = {
         },
     },
     "service monitor": {**PAIR, "metrics": {"monitor": "ServiceMonitor", "port": 9999, "interval": "1m"}},
-    "pod monitor": {**PAIR, "metrics": {"monitor": "PodMonitor", "monitorLabels": {"release": "prometheus"}}},
+    "pod monitor": {
+        **PAIR,
+        "metrics": {
+            "monitor": "PodMonitor",
+            "monitorLabels": {"release": "prometheus"},
+            "rules": True,
+            "dashboard": True,
+        },
+    },
     "traces": {
         **PAIR,
         "relay": {"enabled": True},
@@ -108,6 +116,10 @@ VALUES: dict[str, dict[str, Any]] = {
         "serviceAccounts": {"annotations": {"role": "rookery"}},
         "log": {"level": "DEBUG"},
     },
+    "device claims": {
+        **PAIR,
+        "workloadDefaults": {"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "one-gpu"}]},
+    },
     "one place": {
         **PAIR,
         "workloadDefaults": {
@@ -123,6 +135,7 @@ VALUES: dict[str, dict[str, Any]] = {
             ],
             "priorityClassName": "high",
             "podAnnotations": {"note": "x"},
+            "podLabels": {"kueue.x-k8s.io/queue-name": "lab"},
             "env": {"NCCL_DEBUG": "WARN"},
             "settings": {"torch_threads": 4},
         },

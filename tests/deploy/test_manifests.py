@@ -21,7 +21,7 @@ from tests.deploy.charts import EXAMPLES, HELM, VALUES, Manifest, Rendering, cha
 utils.schema_contents = cache(utils.schema_contents)  # megabytes, read for every manifest
 OLDEST, NEWEST = utils.all_versions()[0], utils.all_versions()[-1]
 SCHEMAS = Path(__file__).parent / "schemas"
-CUSTOM = {"ScaledObject", "TriggerAuthentication", "PodMonitor", "ServiceMonitor"}
+CUSTOM = {"ScaledObject", "TriggerAuthentication", "PodMonitor", "ServiceMonitor", "PrometheusRule"}
 
 
 @cache
@@ -55,6 +55,8 @@ def test_helm_finds_nothing_to_complain_of() -> None:
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_every_manifest_is_valid(rendered: Rendering, version: str) -> None:
     assert rendered.manifests
+    if rendered.name == "device claims" and version == OLDEST:
+        return  # it knows of none
     for manifest in rendered.manifests:
         try:
             validate(manifest, version)

@@ -102,11 +102,13 @@ def test_clients_reach_tls_where_there_is_some() -> None:
         for pod, _ in made.ours():
             reached = lets_through(made, pod, "ingress", stranger, 7443)
             assert reached == (wanted and component(pod) == "coordinator"), pod["name"]
+            plain = lets_through(made, pod, "ingress", stranger, 7070)
+            assert plain == (not wanted and component(pod) == "coordinator"), pod["name"]
     ports = {
         port["name"]: port["port"]
         for port in rendering("tls").one("Service", "rookery-coordinator-api")["spec"]["ports"]
     }
-    assert ports == {"grpc": 7070, "grpcs": 7443}
+    assert ports == {"grpcs": 7443}, "where there is TLS, nobody from outside comes without"
     [coordinator] = [pod for pod in rendering("tls").pods if component(pod) == "coordinator"]
     [volume] = [volume for volume in coordinator["spec"]["volumes"] if volume["name"] == "tls"]
     assert volume["secret"] == {"secretName": "coordinator-tls"}
@@ -188,6 +190,18 @@ def test_the_stores_port_is_its_endpoints_unless_said_otherwise(store: dict[str,
     made = render({"store": store, "relay": {"enabled": True}})
     (coordinator,) = [pod for pod in made.pods if component(pod) == "coordinator"]
     assert outside(made, coordinator) == {5432, port}
+
+
+def test_the_hub_may_be_one_place_or_none() -> None:
+    for values, wanted in (
+        ({}, True),
+        ({"hub": {"online": False}}, False),
+        ({"networkPolicy": {"hubPeers": [{"ipBlock": {"cidr": "192.0.2.7/32"}}]}}, False),
+    ):
+        made = render({**PAIR, "store": {"endpoint": "minio:9000"}, **values})
+        for pod in made.pods:
+            if component(pod) in ("student", "trainer", "evaluator"):
+                assert (443 in outside(made, pod)) == wanted, pod["name"]
 
 
 def outside(made: Rendering, pod: Manifest) -> set[int]:

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from rookery_shared.jobs.worker import SHUTDOWN_SECONDS
 from rookery_shared.rpc.server import END_SECONDS
 from tests.deploy.charts import STUDENT, VALUES, Manifest, Rendering, component, render, rendering, seconds_in
+from tests.prerequisites import ROOT
 
 OTHER = {"image": {"tag": "other"}}
 SERVERS = {"coordinator": 7070, "teacher": 7072, "evaluator": 7073}
@@ -164,6 +166,7 @@ def test_a_profile_goes_where_its_gpus_are() -> None:
         assert memory in spec["volumes"]
         assert {"name": "shared-memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
         assert pod["metadata"]["annotations"] == {"note": "x"}
+        assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "lab"
         assert environment(container)["NCCL_DEBUG"] == "WARN"
         assert made.one("Deployment", pod["name"])["spec"]["replicas"] == 3
 
@@ -326,6 +329,27 @@ def test_monitors_find_all_deployments_of_ours(name: str, kind: str) -> None:
         selector = service["spec"]["selector"]
     ours = {pod["name"] for pod, _ in made.ours() if pod["kind"] == "Deployment"}
     assert {pod["name"] for pod in made.pods if selects(selector, pod)} == ours
+
+
+def test_devices_may_be_had_by_claims() -> None:
+    for pod, container in rendering("device claims").ours():
+        claims = pod["spec"].get("resourceClaims", [])
+        assert bool(claims) == (pod["kind"] == "Deployment" and "rookery/profile" in pod["metadata"]["labels"])
+        asked = container.get("resources", {}).get("claims", [])
+        assert [claim["name"] for claim in asked] == [claim["name"] for claim in claims]
+        assert ("ROOKERY_DEVICE" in environment(container)) == bool(claims)
+
+
+def test_alerts_and_dashboard_are_those_of_the_repository() -> None:
+    made = rendering("pod monitor")
+    (rules,), (config,) = made.of("PrometheusRule"), made.of("ConfigMap")
+    assert rules["spec"] == yaml.safe_load((ROOT / "deploy" / "dashboards" / "alerts.yaml").read_text())
+    assert json.loads(config["data"]["rookery.json"]) == json.loads(
+        (ROOT / "deploy" / "dashboards" / "rookery.json").read_text()
+    )
+    assert rules["metadata"]["labels"]["release"] == "prometheus"
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert not rendering("service monitor").of("PrometheusRule")
 
 
 def test_headless_services_are_named_as_callers_look_for_them() -> None:

@@ -174,6 +174,7 @@ def described(schema: Any, prefix: str = "") -> Iterator[str]:
         ({**PAIR, "test": {"teacher": "alpha", "student": "nobody"}}, "there is no profile nobody"),
         ({"coordinator": BALANCED}, "LoadBalancer: networkPolicy.clients lets in pods of the namespace only"),
         ({"coordinator": BALANCED, "networkPolicy": {"clients": []}}, "add an ipBlock"),
+        ({"metrics": {"port": 7072}}, "metrics.port: 7072 is where a service listens for calls"),
         ({"fullnameOverride": "r" * 20, "students": [{**STUDENT, "name": "x" * 40}]}, "longer than the 63 characters"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -250,11 +251,12 @@ def test_a_readme_gives_the_test_more_time_than_it_may_take(file: Path) -> None:
 
 def test_the_readme_builds_and_pushes_all_images_to_the_registry_of_the_values() -> None:
     text = READMES[0].read_text()
-    (services,) = re.findall(r"for service in ([\w ]+); do", text)
+    services, with_models = re.findall(r"for service in ([\w ]+); do", text)
     assert {f"rookery-{service}" for service in services.split()} == {
         image["repository"] for image in DEFAULTS["images"].values() if isinstance(image, dict)
     }
-    assert "docker push ${registry}rookery-$service:0.1.0" in text
+    assert {*services.split()} - {*with_models.split()} == {"coordinator"}
+    assert text.count("docker push ${registry}rookery-$service:0.1.0") == 2
     assert "--set images.registry=$registry" in text
 
 

@@ -79,6 +79,9 @@
 {{- fail "coordinator.serviceType LoadBalancer: networkPolicy.clients lets in pods of the namespace only; add an ipBlock" -}}
 {{- end -}}
 {{- end -}}
+{{- if has (int .Values.metrics.port) (list 7070 7071 7072 7073 7443) -}}
+{{- fail (printf "metrics.port: %d is where a service listens for calls" (int .Values.metrics.port)) -}}
+{{- end -}}
 {{- if ne (empty .Values.test.teacher) (empty .Values.test.student) -}}
 {{- fail "test.teacher and test.student go together" -}}
 {{- end -}}

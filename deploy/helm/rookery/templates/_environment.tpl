@@ -19,13 +19,14 @@
 - {name: ROOKERY_METRICS_PORT, value: {{ .root.Values.metrics.port | quote }}}
 {{- end }}
 
-{{/* Certificates to trust: for Python and S3, for what uses requests, and for PostgreSQL. Nothing without a bundle. */}}
+{{/* Certificates to trust: for Python and S3, for what uses requests, for PostgreSQL, and for collectors of spans. Nothing without a bundle. */}}
 {{- define "rookery.env.ca" -}}
 {{- with .root.Values.caBundle }}
 {{- if .existingConfigMap -}}
 - {name: SSL_CERT_FILE, value: "/etc/rookery/ca/{{ .key }}"}
 - {name: REQUESTS_CA_BUNDLE, value: "/etc/rookery/ca/{{ .key }}"}
 - {name: PGSSLROOTCERT, value: "/etc/rookery/ca/{{ .key }}"}
+- {name: GRPC_DEFAULT_SSL_ROOTS_FILE_PATH, value: "/etc/rookery/ca/{{ .key }}"}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -116,7 +117,7 @@
 
 {{/* A workload's own: settings by their fields' names, and the rest of its environment. With GPUs it must use them. */}}
 {{- define "rookery.env.own" -}}
-{{- if .gpus }}
+{{- if or .gpus .resourceClaims }}
 - {name: ROOKERY_DEVICE, value: cuda}
 {{- end }}
 {{- range $field, $value := .settings }}

@@ -126,7 +126,7 @@ spec:
 
 {{- define "rookery.to.hub" -}}
 {{- if .root.Values.hub.online }}
-{{ include "rookery.outside" (dict "port" 443) }}
+{{ include "rookery.outside" (dict "peers" .root.Values.networkPolicy.hubPeers "port" 443) }}
 {{- end }}
 {{- end }}
 

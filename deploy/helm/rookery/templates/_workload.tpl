@@ -41,6 +41,9 @@ spec:
       labels:
         {{- include "rookery.selector" . | nindent 8 }}
         rookery/metrics: "true"
+        {{- with $w.podLabels }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
       {{- with $w.podAnnotations }}
       annotations:
         {{- toYaml . | nindent 8 }}
@@ -274,6 +277,9 @@ livenessProbe:
 
 {{- define "rookery.resources" -}}
 {{- $resources := deepCopy (.resources | default dict) -}}
+{{- $claims := list -}}
+{{- range .resourceClaims }}{{ $claims = append $claims (dict "name" .name) }}{{ end -}}
+{{- if $claims }}{{ $_ := set $resources "claims" $claims }}{{ end -}}
 {{- if .gpus -}}
 {{- $limits := $resources.limits | default dict -}}
 {{- $_ := set $limits .gpuResource (.gpus | int) -}}
