@@ -17,8 +17,8 @@ from sqlalchemy import create_engine, text
 from transformers import AutoModelForCausalLM
 
 from rookery.cli.models import resolve_source
-from rookery.local.broker import free_port
 from rookery.local.cluster import wait_until_serving
+from rookery.local.ports import free_port
 from rookery_tiny.contexts import make_contexts
 from rookery_tiny.world import Surnames
 from tests.e2e.systems import System, finish, rookery, small_run
@@ -131,6 +131,13 @@ def test_runs_are_created_listed_shown_and_cancelled(system: System, dataset: Pa
     assert "cancelled" in shown
     assert "Rounds" in shown
     assert "CANCELLED" in rookery(system, "run", "watch", created["name"], fails=True)
+
+
+@pytest.mark.parametrize("words", [["--server", "{}", "models", "list"], ["models", "list", "--server", "{}"]])
+def test_the_server_is_named_before_or_after_the_command(system: System, words: list[str]) -> None:
+    argv = [sys.executable, "-m", "rookery.cli.app", *(word.format(system.address) for word in words)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    assert system.teacher in done.stdout
 
 
 def test_models_and_adapters(system: System, tmp_path: Path) -> None:

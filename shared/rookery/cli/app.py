@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import grpc
 import typer
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rookery.cli import adapt, adapters, models, runs, store, up
+from rookery.cli.options import SERVER_VARIABLE
 from rookery.cli.quickstart import quickstart
 from rookery.errors import RookeryError
 
@@ -29,6 +31,14 @@ app.add_typer(runs.app, name="run")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(models.app, name="models")
 app.add_typer(store.app, name="store")
+
+
+@app.callback()
+def root(
+    server: Annotated[str, typer.Option(help="As of the commands that ask a coordinator.", show_default=False)] = "",
+) -> None:
+    if server:
+        os.environ[SERVER_VARIABLE] = server  # where their own option looks if it is not given
 
 
 def main() -> None:

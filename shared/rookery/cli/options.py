@@ -7,8 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
+SERVER_VARIABLE = "ROOKERY_SERVER"
 Server = Annotated[
-    str, typer.Option(envvar="ROOKERY_SERVER", help="The coordinator, host:port, or https://host over TLS.")
+    str, typer.Option(envvar=SERVER_VARIABLE, help="The coordinator, host:port, or https://host over TLS.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Folder = Annotated[Path, typer.Option(help="Where all state is kept.")]
