@@ -75,7 +75,7 @@ ROWS: dict[str, Sequence[Panel]] = {
             title="Oldest message that is due",
             queries={
                 "age": "max(rookery_outbox_age_seconds)",
-                "since somebody looked": "time() - max(rookery_measured_timestamp_seconds)",
+                "since somebody looked": "time() - max(rookery_measured_timestamp_seconds > 0)",
             },
             unit="s",
         ),

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, insert, or_, select, update
@@ -25,9 +24,6 @@ from rookery_coordinator.tables import Job, Outbox
 from rookery_coordinator.types import OPEN_JOB_STATES, Failure, JobKind, JobState
 from rookery_shared import metrics
 from rookery_shared.errors import JobNotQueued, StaleEpoch, UnknownResource
-
-for _before, _after in product(("new", *OPEN_JOB_STATES), JobState):
-    metrics.JOB_TRANSITIONS.labels(**{"from": _before, "to": _after})
 
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 """Pause before each further attempt. A job that fails once more after the last has failed."""

@@ -6,20 +6,34 @@ from sqlalchemy import func, select
 
 from rookery_coordinator.database import Database, now
 from rookery_coordinator.tables import Job, Outbox
-from rookery_coordinator.types import OPEN_JOB_STATES, JobKind
-from rookery_shared.metrics import JOBS, MEASURED, OUTBOX_AGE, OUTBOX_PENDING
+from rookery_coordinator.types import OPEN_JOB_STATES, JobKind, JobState
+from rookery_shared.metrics import JOB_TRANSITIONS, JOBS, MEASURED, OUTBOX_AGE, OUTBOX_PENDING
+
+ENDS = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
 class Measuring:
     """Remembers which queues there were: one without jobs is told of as empty."""
 
     def __init__(self, database: Database) -> None:
+        for end in ENDS:
+            JOB_TRANSITIONS.labels(**{"from": JobState.RUNNING, "to": end})
         self._database = database
         self._seen: set[tuple[JobKind, str]] = set()
         """Kinds of jobs and their queues."""
 
     def measure(self) -> None:
-        """How much is due, and how many jobs have not ended."""
+        """How much is due, and how many jobs have not ended. Who cannot look says nothing: others may know better."""
+        try:
+            self._look()
+        except Exception:
+            JOBS.clear()
+            OUTBOX_PENDING.set(0)
+            OUTBOX_AGE.set(0)
+            raise
+        MEASURED.set_to_current_time()
+
+    def _look(self) -> None:
         with self._database.read() as session:
             query = select(func.count(), now() - func.min(Outbox.not_before)).where(Outbox.not_before <= now())
             pending, age = session.execute(query).one()
@@ -32,4 +46,3 @@ class Measuring:
                 JOBS.labels(kind=kind, queue=queue, state=state).set(counts.get((kind, queue, state), 0))
         OUTBOX_PENDING.set(pending)
         OUTBOX_AGE.set(age or 0.0)
-        MEASURED.set_to_current_time()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from rookery_engines.devices import require_device
 from rookery_shared import telemetry
 from rookery_shared.jobs.queues import train_queue
 from rookery_shared.jobs.worker import run_worker
@@ -15,6 +16,7 @@ def main() -> None:
     argparse.ArgumentParser(prog="rookery-student", description="Trains adapters of one student profile.").parse_args()
     settings = StudentSettings()  # type: ignore[call-arg]  # its fields come from the environment
     telemetry.configure(settings, service="student")
+    require_device(settings.device)
     open_store(settings, writes=True)
     run_worker(
         settings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from rookery_engines.devices import require_device
 from rookery_shared import telemetry
 from rookery_shared.jobs.queues import improve_queue
 from rookery_shared.jobs.worker import run_worker
@@ -29,6 +30,7 @@ def main() -> None:
         run_service(_serve(settings))
     else:
         telemetry.configure(settings, service="trainer")
+        require_device(settings.device)
         open_store(settings, writes=True)
         run_worker(
             settings,

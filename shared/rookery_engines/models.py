@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from rookery_engines.devices import find_device
 from rookery_shared.errors import ModelNotLoadable
 
 
@@ -22,28 +23,20 @@ class ModelSource:
     """Ask through the tokenizer's chat template."""
     folder: str = ""
     """Where its files are, if not where `from_pretrained` finds `source`."""
-    wanted_device: str = ""
+    device: str = ""
     """`cpu` or `cuda`; empty takes the GPU if there is one."""
 
     @property
     def path(self) -> str:
         return self.folder or self.source
 
-    def device(self) -> torch.device:
-        """Where the model goes. Raises ModelNotLoadable if that is not to be had."""
-        has_gpu = torch.cuda.is_available()
-        if self.wanted_device == "cuda" and not has_gpu:
-            why = "torch was built without CUDA" if torch.version.cuda is None else "CUDA finds none that it can use"
-            raise ModelNotLoadable(f"{self.source} is to be on a GPU, but {why}", source=self.source)
-        return torch.device(self.wanted_device or ("cuda" if has_gpu else "cpu"))
-
 
 def load_model(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The frozen model, on its device, and its tokenizer. Code from the model's repository is never run.
 
-    Raises ModelNotLoadable.
+    Raises NoDevice, ModelNotLoadable.
     """
-    revision, device = source.revision or None, source.device()
+    revision, device = source.revision or None, find_device(source.device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.path, revision=revision, dtype=getattr(torch, source.dtype), trust_remote_code=False

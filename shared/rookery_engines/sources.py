@@ -33,7 +33,7 @@ def source_of(profile: model_service_pb2.Profile, settings: ModelServiceSettings
         dtype=profile.dtype,
         chat=profile.chat,
         folder=str(_fetch(source, settings)) if source.startswith("s3://") else "",
-        wanted_device=settings.device,
+        device=settings.device,
     )
 
 

@@ -26,6 +26,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from rookery_engines.constraints import guided
+from rookery_engines.devices import find_device
 from rookery_engines.fitting import check_fits
 from rookery_engines.models import ModelSource, stop_tokens
 from rookery_engines.ranks import bound
@@ -59,7 +60,7 @@ class VllmEngine:
         """Load the model. `max_adapters` are kept in the host's memory. Raises ModelNotLoadable or RankNotServed."""
         self.identity = ModelIdentity(source=source.source, revision=source.revision)
         self.max_adapters = max_adapters
-        on_cpu = source.device().type == "cpu"
+        on_cpu = find_device(source.device).type == "cpu"
         if on_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # other services are on this machine too

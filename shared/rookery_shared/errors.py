@@ -106,6 +106,13 @@ class ModelNotLoadable(RookeryError):
     reason = "MODEL_NOT_LOADABLE"
 
 
+class NoDevice(RookeryError):
+    """The process cannot use the device that it was told to."""
+
+    code = StatusCode.UNAVAILABLE
+    reason = "NO_DEVICE"
+
+
 class StoreUnavailable(RookeryError):
     """The object store was not reached, or had errors of its own."""
 

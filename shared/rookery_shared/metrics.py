@@ -52,6 +52,7 @@ ADAPTER_LOAD_LAG = Histogram(
 CALL_DURATION = Histogram(
     "rookery_call_duration_seconds", "Answered calls, but watches", ["method", "code"], buckets=CALL_SECONDS
 )
+CERTIFICATE_END = Gauge("rookery_certificate_end_timestamp_seconds", "When a server's certificate ends; 0 for none")
 CALLS_REFUSED = Counter("rookery_call_refused_total", "Calls refused because there were too many in flight")
 ADAPTERS_REFUSED = Counter("rookery_adapter_refused_total", "Stored adapters that were not loaded", ["reason"])
 
@@ -73,6 +74,11 @@ _OF_CHILDREN: Mapping[str, Counter | Histogram] = {
 """What the process of a worker's jobs counts as well, by name: Prometheus asks the worker alone."""
 
 
+def _series(metric: str, labels: Mapping[str, str]) -> Counter | Histogram:
+    found = _OF_CHILDREN[metric]
+    return found.labels(**labels) if labels else found
+
+
 class Tell(Protocol):
     """Has what somebody notes counted."""
 
@@ -80,9 +86,8 @@ class Tell(Protocol):
 
 
 def count(metric: str, labels: Mapping[str, str], value: float) -> None:
-    """What another process has told. Raises KeyError for a metric that none should."""
-    found = _OF_CHILDREN[metric]
-    series = found.labels(**labels) if labels else found
+    """What another process has told. Raises KeyError for a metric that no child has, ValueError for other labels."""
+    series = _series(metric, labels)
     series.inc(value) if isinstance(series, Counter) else series.observe(value)
 
 
@@ -96,8 +101,10 @@ def count_elsewhere(tell: Tell) -> None:
 
 
 def note(metric: Counter | Histogram, value: float = 1.0, **labels: str) -> None:
-    """Count or observe something, in whichever process Prometheus asks."""
-    _Notes.tell(_name(metric), labels, value)
+    """Count or observe something, in whichever process Prometheus asks. Raises as `count` does, in this one."""
+    name = _name(metric)
+    _series(name, labels)
+    _Notes.tell(name, labels, value)
 
 
 def serve_metrics(port: int, *, host: str = "0.0.0.0") -> None:

@@ -10,7 +10,7 @@ warm-up, in which the allocator meets every size. Each of five parts after it do
 other texts, until its time is up; callers begin each of their jobs together and in one order, so that the same jobs
 meet in a batch and the means over the parts compare. Before they begin nobody is at work, and memory is looked at too:
 what is there then is held for nobody, and does not depend on who meets whom in a batch. Growth is that of a straight
-line through the means of all turns, with the 95 % interval of its slope.
+line through the means of all turns, with the 95 % interval of its slope, as if turns were independent.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tests.bench.training import machine
 CALLERS = 3
 PARTS = 5
 APART_SECONDS = 0.01
-"""Between two callers' beginning: less than a tick, and enough for them to come in the same order always."""
+"""Between two callers' beginning: less than a tick, and as a rule enough for them to come in one order."""
 
 
 class Part:

@@ -174,6 +174,10 @@ def described(schema: Any, prefix: str = "") -> Iterator[str]:
         ({**PAIR, "test": {"teacher": "alpha", "student": "nobody"}}, "there is no profile nobody"),
         ({"coordinator": BALANCED}, "LoadBalancer: networkPolicy.clients lets in pods of the namespace only"),
         ({"coordinator": BALANCED, "networkPolicy": {"clients": []}}, "add an ipBlock"),
+        (
+            {"workloadDefaults": {"gpus": 1, "resourceClaims": [{"name": "gpu", "resourceClaimName": "a"}]}, **PAIR},
+            "its GPUs come by gpus or by resourceClaims, not by both",
+        ),
         ({"metrics": {"port": 7072}}, "metrics.port: 7072 is where a service listens for calls"),
         ({"fullnameOverride": "r" * 20, "students": [{**STUDENT, "name": "x" * 40}]}, "longer than the 63 characters"),
     ],

@@ -140,6 +140,13 @@ def test_the_server_is_named_before_or_after_the_command(system: System, words: 
     assert system.teacher in done.stdout
 
 
+def test_who_starts_a_coordinator_is_not_told_of_another() -> None:
+    argv = [sys.executable, "-m", "rookery.cli.app", "--server", "elsewhere:7070", "quickstart"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "--address" in done.stderr
+
+
 def test_models_and_adapters(system: System, tmp_path: Path) -> None:
     run = finish(system.client, system.client.create_run(small_run(seed=9, contexts=2)).name)
     assert system.teacher in rookery(system, "models", "list")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from rookery.v1.model_service_pb2 import ModelSource, Profile
 from rookery_engines.models import load_model
 from rookery_engines.sources import source_of
 from rookery_engines.transformers import TransformersEngine
-from rookery_shared.errors import ModelNotLoadable, StoreUnavailable
+from rookery_shared.errors import ModelNotLoadable, NoDevice, StoreUnavailable
 from rookery_shared.settings import ModelServiceSettings
 from rookery_shared.store.connect import open_url
 from tests.servers.s3 import S3Server
@@ -71,7 +74,24 @@ def test_a_model_that_must_be_on_a_gpu_is_not_loaded_without_one(
     settings: ModelServiceSettings, model_folder: Path
 ) -> None:
     wanted = source_of(profile(str(model_folder)), settings.model_copy(update={"device": "cuda"}))
-    with pytest.raises(ModelNotLoadable, match="is to be on a GPU, but torch was built without CUDA"):
+    with pytest.raises(NoDevice, match=r"torch was built for the CPU alone|torch finds no GPU that it can use"):
         load_model(wanted)
     anywhere = source_of(profile(str(model_folder)), settings)
     assert load_model(anywhere)[0].device.type == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", [["rookery_student"], ["rookery_teacher", "trainer"]])
+def test_a_worker_that_must_have_a_gpu_takes_no_job_without_one(command: list[str], tmp_path: Path) -> None:
+    told = {
+        **os.environ,
+        "ROOKERY_PROFILE": "profiles/p",
+        "ROOKERY_DEVICE": "cuda",
+        "ROOKERY_STORE_URL": f"file://{tmp_path}/objects",
+        "ROOKERY_CACHE_FOLDER": str(tmp_path / "cache"),
+        "ROOKERY_BROKER_URL": "redis://127.0.0.1:1/0",
+    }
+    argv = [sys.executable, "-m", *command]
+    done = subprocess.run(argv, env=told, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "NO_DEVICE" in done.stderr

@@ -6,6 +6,7 @@ import datetime
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from prometheus_client import REGISTRY
 
 from rookery.local.ports import free_port
 from rookery.transport import _with_port
+from rookery_shared.rpc.tls import Certificate
 from tests.servers.coordinators import start_coordinators
 
 DAY = datetime.timedelta(days=1)
@@ -128,6 +131,14 @@ def test_who_does_not_trust_it_is_told_why(server: SecureServer, tmp_path: Path)
 def test_a_half_written_renewal_leaves_the_old_one(server: SecureServer) -> None:
     server.chain.write_text("-----BEGIN CERTIFICATE-----\n")
     assert list_models(server.port, server.authority.roots).returncode == 0
+
+
+def test_its_end_is_told(tmp_path: Path) -> None:
+    chain, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    Authority(tmp_path, "authority").sign(chain, key)
+    Certificate(chain, key).credentials()
+    end = REGISTRY.get_sample_value("rookery_certificate_end_timestamp_seconds")
+    assert end == pytest.approx(time.time() + DAY.total_seconds(), abs=60)
 
 
 def test_a_server_without_its_certificate_says_so(tmp_path: Path) -> None:

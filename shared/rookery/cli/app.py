@@ -35,8 +35,13 @@ app.add_typer(store.app, name="store")
 
 @app.callback()
 def root(
-    server: Annotated[str, typer.Option(help="As of the commands that ask a coordinator.", show_default=False)] = "",
+    context: typer.Context,
+    server: Annotated[
+        str, typer.Option(help="The coordinator, for commands that ask one; also after their name.", show_default=False)
+    ] = "",
 ) -> None:
+    if server and context.invoked_subcommand in ("up", "quickstart"):
+        raise typer.BadParameter(f"`{context.invoked_subcommand}` starts a coordinator itself, at --address")
     if server:
         os.environ[SERVER_VARIABLE] = server  # where their own option looks if it is not given
 

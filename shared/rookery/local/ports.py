@@ -12,7 +12,10 @@ _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def free_port() -> int:
-    """Below those that the system gives to whoever calls out: one of these could be taken before somebody listens."""
+    """Below those that the system gives to whoever calls out, which could be taken before somebody listens.
+
+    Where there are none below, one of these.
+    """
     highest = int(_RANGE.read_text().split()[0]) if _RANGE.exists() else LOWEST
     for _ in range(ATTEMPTS if highest > LOWEST else 0):
         if found := _bound(random.SystemRandom().randrange(LOWEST, highest)):

@@ -124,14 +124,15 @@ class JobProcess:
             self._live(handlers)
         except OSError as error:
             self.end = f"could not be started: {error}"
-        with self._lock:
-            self.alive = False
-            self.ended.set()
-            attempts = [*self._attempts.values()]
-        log = get_logger()
-        (log.info if self.killed else log.error)("the process for jobs has ended", pid=self._pid, how=self.end)
-        for attempt in attempts:
-            attempt.hear(None)
+        finally:
+            with self._lock:
+                self.alive = False
+                self.ended.set()
+                attempts = [*self._attempts.values()]
+            log = get_logger()
+            (log.info if self.killed else log.error)("the process for jobs has ended", pid=self._pid, how=self.end)
+            for attempt in attempts:
+                attempt.hear(None)
 
     def _live(self, handlers: str) -> None:
         """From its start to its end. Raises OSError if it cannot be started."""

@@ -6,9 +6,11 @@ import ssl
 from pathlib import Path
 
 import grpc
+from cryptography import x509
 
 from rookery_shared.errors import NoCertificate
 from rookery_shared.log import get_logger
+from rookery_shared.metrics import CERTIFICATE_END
 
 
 class Certificate:
@@ -27,9 +29,11 @@ class Certificate:
             changed = self._changed()
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._chain, self._key)  # gRPC says nothing
             pair = (self._key.read_bytes(), self._chain.read_bytes())
-        except (OSError, ssl.SSLError) as error:
+            own = x509.load_pem_x509_certificate(pair[1])  # the chain's first
+        except (OSError, ValueError, ssl.SSLError) as error:
             raise NoCertificate(f"{self._chain} and {self._key} are no certificate and its key: {error}") from error
         self._read = changed
+        CERTIFICATE_END.set(own.not_valid_after_utc.timestamp())
         return grpc.ssl_server_certificate_configuration([pair])
 
     def _renewed(self) -> grpc.ServerCertificateConfiguration | None:

@@ -171,7 +171,7 @@ class AdapterCache:
                 hold = self._held(manifest) or self._download(name, manifest)
         except (AdapterCorrupt, AdapterRefused, ObjectMissing) as error:
             note(ADAPTERS_REFUSED, reason=error.reason)
-            get_logger().warning("adapter refused", adapter=name[:200], reason=error.reason)
+            get_logger().warning("adapter not loaded", adapter=name[:200], reason=error.reason)
             raise
         finally:
             note(ADAPTER_LOAD_LAG, time.monotonic() - started)

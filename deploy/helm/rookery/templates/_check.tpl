@@ -32,6 +32,12 @@
 {{- fail (printf "%s: %s.min is above %s.max" $name $kind $kind) -}}
 {{- end -}}
 {{- end -}}
+{{- if and (dig "gpus" 0 $w | int) (dig "resourceClaims" list $w) -}}
+{{- fail (printf "%s: its GPUs come by gpus or by resourceClaims, not by both" $name) -}}
+{{- end -}}
+{{- if and (dig "resourceClaims" list $w) (semverCompare "<1.34-0" $.Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "%s: resourceClaims need Kubernetes 1.34" $name) -}}
+{{- end -}}
 {{- if and (dig "hpa" "enabled" false $w) (not (dig "resources" "requests" "cpu" "" $w)) -}}
 {{- fail (printf "%s: hpa scales by the share of the CPU that is requested, and none is" $name) -}}
 {{- end -}}
