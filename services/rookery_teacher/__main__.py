@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from rookery_engines.devices import require_device
 from rookery_shared import telemetry
+from rookery_shared.jobs.device import require_device
 from rookery_shared.jobs.queues import improve_queue
 from rookery_shared.jobs.worker import run_worker
 from rookery_shared.metrics import serve_metrics
