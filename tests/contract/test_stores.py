@@ -32,26 +32,16 @@ from tests.faults.proxy import Proxy
 from tests.servers.s3 import S3Server
 
 
-def s3_settings(server: S3Server, *, secret_key: str | None = None) -> StoreSettings:
-    return StoreSettings(
-        store_url=f"s3://{server.bucket}/{uuid.uuid4().hex}",
-        s3_endpoint=server.endpoint,
-        s3_access_key=SecretStr(server.access_key),
-        s3_secret_key=SecretStr(server.secret_key if secret_key is None else secret_key),
-        s3_secure=False,
-    )
-
-
 def local(request: pytest.FixtureRequest) -> ObjectStore:
     return connect_store(StoreSettings(store_url=f"file://{request.getfixturevalue('tmp_path')}/objects"))
 
 
 def moto(request: pytest.FixtureRequest) -> ObjectStore:
-    return connect_store(s3_settings(request.getfixturevalue("moto_server")))
+    return connect_store(request.getfixturevalue("moto_server").store_settings())
 
 
 def rclone(request: pytest.FixtureRequest) -> ObjectStore:
-    return connect_store(s3_settings(request.getfixturevalue("rclone_server")))
+    return connect_store(request.getfixturevalue("rclone_server").store_settings())
 
 
 def environment(request: pytest.FixtureRequest) -> ObjectStore:
@@ -187,8 +177,8 @@ def test_a_store_that_works_passes_the_probe_and_keeps_nothing_of_it(store: Obje
 
 
 def test_wrong_keys_and_a_missing_bucket_are_found_at_the_start(rclone_server: S3Server, moto_server: S3Server) -> None:
-    wrong = s3_settings(rclone_server, secret_key="wrong-secret")
-    missing = s3_settings(moto_server).model_copy(update={"store_url": "s3://no-such-bucket/x"})
+    wrong = rclone_server.store_settings(s3_secret_key=SecretStr("wrong-secret"))
+    missing = moto_server.store_settings(store_url="s3://no-such-bucket/x")
     for settings in (wrong, missing):
         store = connect_store(settings)
         with pytest.raises(StoreUnusable, match="cannot write"):
@@ -233,7 +223,7 @@ def test_links_are_good_without_credentials_until_they_expire(
 
 
 def test_a_link_is_good_for_one_object_and_for_a_time(rclone_server: S3Server) -> None:
-    store = connect_store(s3_settings(rclone_server))
+    store = connect_store(rclone_server.store_settings())
     store.write("a", b"x")
     store.write("b", b"x")
     url = store.link("a", seconds=1)
@@ -248,7 +238,7 @@ def test_there_are_no_links_into_a_folder(tmp_path: Path) -> None:
 
 
 def test_keys_of_the_settings_are_those_that_sign(rclone_server: S3Server) -> None:
-    wrong = connect_store(s3_settings(rclone_server, secret_key="wrong-secret"))
+    wrong = connect_store(rclone_server.store_settings(s3_secret_key=SecretStr("wrong-secret")))
     assert isinstance(wrong, S3Store)
     with pytest.raises((S3Error, InvalidResponseError)):
         wrong.write("x", b"x")
@@ -260,7 +250,7 @@ def test_a_server_that_falls_silent_keeps_nobody_waiting(
     """A lease ends sooner than the half hour that the client would wait by itself."""
     monkeypatch.setattr(connect, "SILENCE_SECONDS", 0.5)
     with Proxy(moto_server.endpoint) as proxy:
-        store = connect_store(s3_settings(moto_server).model_copy(update={"s3_endpoint": proxy.address}))
+        store = connect_store(moto_server.store_settings(s3_endpoint=proxy.address))
         store.write("a", b"x")
         proxy.half_open()
         started = time.monotonic()

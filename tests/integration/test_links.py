@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-import uuid
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import urllib3
-from pydantic import SecretStr
 
 from rookery.v1 import adapter_service_pb2 as pb
 from rookery_coordinator.api.adapters import AdapterApi
@@ -20,7 +18,6 @@ from rookery_coordinator.database import Database
 from rookery_coordinator.inventory import Inventory
 from rookery_coordinator.tables import Adapter
 from rookery_shared.errors import InvalidField, NoLinks, UnknownResource
-from rookery_shared.settings import StoreSettings
 from rookery_shared.store.adapters import FILES, AdapterCache, Origin, adapter_name, publish
 from rookery_shared.store.base import ObjectStore
 from rookery_shared.store.connect import connect_store
@@ -52,14 +49,7 @@ class Api:
 
 @pytest.fixture
 def s3_store(moto_server: S3Server) -> ObjectStore:
-    settings = StoreSettings(
-        store_url=f"s3://{moto_server.bucket}/{uuid.uuid4().hex}",
-        s3_endpoint=moto_server.endpoint,
-        s3_access_key=SecretStr(moto_server.access_key),
-        s3_secret_key=SecretStr(moto_server.secret_key),
-        s3_secure=False,
-    )
-    return connect_store(settings)
+    return connect_store(moto_server.store_settings())
 
 
 def test_links_lead_to_the_adapter(database: Database, s3_store: ObjectStore, tmp_path: Path) -> None:

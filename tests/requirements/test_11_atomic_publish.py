@@ -15,10 +15,8 @@ from pathlib import Path
 import pytest
 import urllib3
 from minio import Minio
-from pydantic import SecretStr
 
 from rookery_shared.errors import AdapterCorrupt, ObjectMissing
-from rookery_shared.settings import StoreSettings
 from rookery_shared.store.adapters import (
     MANIFEST,
     AdapterCache,
@@ -29,7 +27,7 @@ from rookery_shared.store.adapters import (
     read_manifest,
 )
 from rookery_shared.store.base import ObjectStore
-from rookery_shared.store.connect import open_url
+from rookery_shared.store.connect import connect_store
 from rookery_shared.store.s3 import S3Store
 from tests.adapter_files import write_adapter_files
 from tests.faults.proxy import Proxy, Way
@@ -96,14 +94,7 @@ def open_at(server: S3Server, prefix: str, *, endpoint: str = "") -> S3Store:
 
 def open_patiently(server: S3Server, prefix: str) -> ObjectStore:
     """As services do. moto answers 500 to one of two who write the same key at once."""
-    settings = StoreSettings(
-        s3_endpoint=server.endpoint,
-        s3_region=REGION,
-        s3_access_key=SecretStr(server.access_key),
-        s3_secret_key=SecretStr(server.secret_key),
-        s3_secure=False,
-    )
-    return open_url(f"s3://{server.bucket}/{prefix}", settings)
+    return connect_store(server.store_settings(store_url=f"s3://{server.bucket}/{prefix}"))
 
 
 def visible(store: ObjectStore, cache: Path) -> list[str]:

@@ -18,7 +18,6 @@ import pytest
 import urllib3
 from pydantic import SecretStr
 
-from rookery_shared.settings import StoreSettings
 from rookery_shared.store.adapters import Origin, adapter_name, check_stored, publish
 from rookery_shared.store.probing import open_store
 from tests.adapter_files import write_adapter_files
@@ -52,18 +51,6 @@ REMOVALS = [
 ]
 
 
-def settings_for(server: S3Server, **changes: object) -> StoreSettings:
-    """A place of its own on a server."""
-    told = StoreSettings(
-        store_url=f"s3://{server.bucket}/{uuid.uuid4().hex}",
-        s3_endpoint=server.endpoint,
-        s3_access_key=SecretStr(server.access_key),
-        s3_secret_key=SecretStr(server.secret_key),
-        s3_secure=False,
-    )
-    return told.model_copy(update=changes)
-
-
 def write_if_new(server: S3Server, key: str) -> int:
     """The status of a write on the condition that there is nothing yet."""
     url = server.client().presigned_put_object(server.bucket, key, expires=timedelta(minutes=1))
@@ -75,7 +62,7 @@ def test_either_server_will_do(server: str, second: int, request: pytest.Fixture
     running: S3Server = request.getfixturevalue(server)
     key = uuid.uuid4().hex
     assert [write_if_new(running, key), write_if_new(running, key)] == [200, second], "what the condition is worth"
-    store = open_store(settings_for(running), writes=True)
+    store = open_store(running.store_settings(), writes=True)
     assert [*store.keys("")] == [], "the probe leaves nothing"
 
     def publish_one(i: int) -> str:
@@ -93,7 +80,7 @@ def test_either_server_will_do(server: str, second: int, request: pytest.Fixture
 
 def test_wrong_keys_are_found_out(rclone_server: S3Server) -> None:
     with pytest.raises(SystemExit):
-        open_store(settings_for(rclone_server, s3_secret_key=SecretStr("wrong")), writes=False)
+        open_store(rclone_server.store_settings(s3_secret_key=SecretStr("wrong")), writes=False)
 
 
 def test_a_store_that_cannot_be_written_to_is_found_out(tmp_path: Path) -> None:
@@ -101,9 +88,9 @@ def test_a_store_that_cannot_be_written_to_is_found_out(tmp_path: Path) -> None:
     with start_rclone(tmp_path, "--read-only") as server:
         if server is None:
             lacking("rclone")
-        open_store(settings_for(server), writes=False)
+        open_store(server.store_settings(), writes=False)
         with pytest.raises(SystemExit):
-            open_store(settings_for(server), writes=True)
+            open_store(server.store_settings(), writes=True)
 
 
 @pytest.fixture
@@ -134,4 +121,4 @@ def portal() -> Iterator[str]:
 def test_a_server_that_says_yes_to_everything_is_found_out(portal: str, writes: bool) -> None:
     yes = S3Server(endpoint=portal, access_key="key-key", secret_key="secret-secret", bucket="rookery")
     with pytest.raises(SystemExit):
-        open_store(settings_for(yes), writes=writes)
+        open_store(yes.store_settings(), writes=writes)

@@ -52,7 +52,6 @@ from tests.integration.worlds import TEACHER, make_profiles
 from tests.models import random_model, small_tokenizer
 from tests.requirements.removal import Removal
 from tests.requirements.serving import TIMEOUT, serve
-from tests.requirements.test_12_store_probe import settings_for
 from tests.requirements.test_14_admission import FITTING
 from tests.servers.s3 import S3Server
 
@@ -148,7 +147,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, moto_server: S3Server) -> It
     random_model().save_pretrained(folder / "model")
     small_tokenizer().save_pretrained(folder / "model")
     engine = TransformersEngine(ModelSource(source=str(folder / "model")))
-    store = connect_store(settings_for(moto_server))
+    store = connect_store(moto_server.store_settings())
     names = []
     for fill in (b"\x3e", b"\x3f"):
         files = write_adapter_files(folder / fill.hex(), shapes=FITTING, fill=fill)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import urllib3
 from minio import Minio
+from pydantic import SecretStr
 
 from rookery.local.ports import free_port
+from rookery_shared.settings import StoreSettings
 
 REGION = "us-east-1"
 
@@ -37,6 +40,18 @@ class S3Server:
             "ROOKERY_S3_SECRET_KEY": self.secret_key,
             "ROOKERY_S3_SECURE": "false",
         }
+
+    def store_settings(self, **changes: object) -> StoreSettings:
+        """What a store is told to use it, at a place of its own."""
+        told = StoreSettings(
+            store_url=f"s3://{self.bucket}/{uuid.uuid4().hex}",
+            s3_endpoint=self.endpoint,
+            s3_region=REGION,
+            s3_access_key=SecretStr(self.access_key),
+            s3_secret_key=SecretStr(self.secret_key),
+            s3_secure=False,
+        )
+        return told.model_copy(update=changes)
 
     def client(self) -> Minio:
         return Minio(self.endpoint, access_key=self.access_key, secret_key=self.secret_key, secure=False, region=REGION)
