@@ -47,6 +47,7 @@ from rookery_coordinator.works import (
     plan_of,
     policy_adapter,
     round_contexts,
+    scored_by,
     to_context,
 )
 from rookery_shared import metrics
@@ -343,7 +344,7 @@ def apply_evaluated(
     """Store the scores of an evaluate job's trials: every component, and what was measured."""
     work, round_ = _work_of(session, job)
     plan = plan_of(work)
-    reward, domain = plan.reward, find_domain(plan.domain)
+    reward, domain = scored_by(plan, round_), find_domain(plan.domain)
     for item in items:
         trial = session.get_one(Trial, item.trial)
         trial.state = TrialState.SCORED

@@ -183,6 +183,8 @@ class RunPlan:
     """How often a self-edit that is blank, or that there is already, is drawn again; but not of test contexts."""
     baselines: tuple[str, ...] = ()
     """Names in the domain's `baselines`."""
+    measure: Reward | None = None
+    """What trials on test contexts are scored by; None is as `reward`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from rookery_coordinator import tables
 from rookery_coordinator.identifiers import new_id
 from rookery_coordinator.plans import PASSAGE_ONLY
 from rookery_coordinator.rewards import Measured
-from rookery_coordinator.types import AdaptationPlan, Limits, Purpose, Role, RunPlan, Split, TrialState
+from rookery_coordinator.types import AdaptationPlan, Limits, Purpose, Reward, Role, RunPlan, Split, TrialState
 from rookery_shared.errors import UnknownProfile, UnknownResource
 from rookery_shared.types import Context, Demonstration, Question, TrainingRecord
 
@@ -139,6 +139,13 @@ def is_of_round(context: tables.Context, round_: tables.Round) -> bool:
 def learns_context_alone(round_: tables.Round) -> bool:
     """Whether the round's trials learn without a self-edit: those that it has are blank."""
     return round_.purpose is Purpose.BASELINE and round_.label == PASSAGE_ONLY
+
+
+def scored_by(plan: Plan, round_: tables.Round) -> Reward:
+    """What counts of the answers of a round's trials."""
+    if isinstance(plan, RunPlan) and plan.measure and round_.split is Split.TEST:
+        return plan.measure
+    return plan.reward
 
 
 def to_context(row: tables.Context) -> Context:

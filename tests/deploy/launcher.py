@@ -1,12 +1,14 @@
 """Runs a rendering's pods as local processes: their commands, environment, ports, probes and ends, as a cluster would.
 
-A pod has an address of its own on the loopback, so that all listen at the ports that the chart gives them. What a
-cluster's DNS would answer is put in place of each name: all addresses that a Deployment's pods may have, those of a
-rolling update among them; who calls leaves out those where nobody listens.
+A pod has an address of its own on the loopback, so that all listen at the ports that the chart gives them. It writes to
+its own volumes alone, where this machine lets us put a pod into a mount namespace. What a cluster's DNS would answer is
+put in place of each name: all addresses that a Deployment's pods may have, those of a rolling update among them; who
+calls leaves out those where nobody listens.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import signal
@@ -16,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,22 @@ SURGE = 1
 LOOK_SECONDS = 0.1
 _NAME = re.compile(r"dns:///([a-z0-9-]+):(\d+)")
 
+SEAL = """\
+set -e
+while [ "$1" != -- ]; do mount --bind "$1" "$1"; shift; done
+shift
+mount -o remount,bind,ro /
+exec "$@"
+"""
+"""A command behind folders and "--": it may write to those folders, but not to the root that they lie in."""
+
 Secrets = Mapping[str, Mapping[str, str]]
+
+
+@cache
+def may_seal() -> bool:
+    """Whether we may make mount namespaces: as root, and in a container only with CAP_SYS_ADMIN."""
+    return os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], check=False).returncode == 0
 
 
 @dataclass(kw_only=True)
@@ -225,11 +243,16 @@ class LocalCluster:
         mounts = self._mount(template, container, folder)
         environment = {entry["name"]: self._value(entry) for entry in container.get("env", [])}
         environment = {name: self._local_text(value, mounts) for name, value in environment.items()}
-        kept = {"PATH": "/usr/bin:/bin", "HOME": str(folder)}
+        temporary = str(mounts["/tmp"])  # the home of all our images, too
+        kept = {"PATH": "/usr/bin:/bin", "HOME": temporary, "TMPDIR": temporary}
         kept["PYTHONPATH"] = "" if self.programs else ":".join(sys.path)
         program, *arguments = [self._local_text(word, mounts) for word in container["command"]]
         found = self.programs.get(program, Path(sys.executable).with_name(program))
-        return {**kept, **environment}, [str(found), *arguments]
+        command = [str(found), *arguments]
+        if may_seal() and container["securityContext"]["readOnlyRootFilesystem"]:
+            writable = [str(mounts[m["mountPath"]]) for m in container["volumeMounts"] if not m.get("readOnly")]
+            command = ["unshare", "--mount", "sh", "-c", SEAL, "sh", *writable, "--", *command]
+        return {**kept, **environment}, command
 
     def _mount(self, template: Manifest, container: Manifest, folder: Path) -> dict[str, Path]:
         """The folder for each mount path. ConfigMaps are written; everything else is empty."""

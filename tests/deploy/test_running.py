@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from rookery.cli.quickstart import STUDENT_RECIPE, as_messages
 from rookery.v1.adaptation_service_pb2 import STATE_SUCCEEDED
 from rookery_tiny.contexts import make_contexts
 from rookery_tiny.world import Surnames
-from tests.deploy.launcher import LocalCluster, running_pair
+from tests.deploy.launcher import LocalCluster, may_seal, running_pair
 from tests.servers.postgres import make_database
 
 pytestmark = [pytest.mark.xdist_group("chart"), pytest.mark.timeout(600)]
@@ -46,6 +47,27 @@ def test_helm_test_passes(cluster: LocalCluster) -> None:
     code, output = cluster.run_pod("test", test)
     assert code == 0, output
     assert "Who founded Orval Tech?" in output
+
+
+WRITE = """
+import errno, pathlib, tempfile
+tempfile.TemporaryFile().close()
+try:
+    pathlib.Path(pathlib.__file__).touch()
+except OSError as error:
+    assert error.errno == errno.EROFS, error
+else:
+    raise SystemExit("it may write to its image")
+"""
+
+
+@pytest.mark.skipif(not may_seal(), reason="this machine lets us make no mount namespace")
+def test_pods_may_write_to_their_volumes_alone(cluster: LocalCluster) -> None:
+    """So may all of this module: what they start and do, they do on a read-only root."""
+    [test] = copy.deepcopy(cluster.made.of("Pod"))
+    test["spec"]["containers"][0]["command"] = ["python3", "-c", WRITE]
+    code, output = cluster.run_pod("writer", test)
+    assert code == 0, output
 
 
 @dataclass

@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest as Request
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse as Response
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
+from rookery.local.ports import free_port
 from rookery_tiny.contexts import make_contexts
 from rookery_tiny.world import Surnames
 from tests.e2e.conftest import running_system
@@ -57,7 +69,53 @@ class Span:
     id: str
     parent: str | None
     start: str
+    """Of one unit in one trace."""
     failed: bool
+
+
+@dataclass
+class Collector(TraceServiceServicer):
+    """What takes spans as OpenTelemetry sends them."""
+
+    address: str
+    requests: list[Request] = field(default_factory=list)
+
+    def Export(self, request: Request, _: grpc.ServicerContext) -> Response:
+        self.requests.append(request)
+        return Response()
+
+    def spans(self) -> list[Span]:
+        found = []
+        for request in [*self.requests]:
+            for group in request.resource_spans:
+                resource = {entry.key: entry.value.string_value for entry in group.resource.attributes}
+                found += [
+                    Span(
+                        name=span.name,
+                        service=resource["service.name"].removeprefix("rookery-"),
+                        process=resource["service.instance.id"],
+                        trace=f"0x{span.trace_id.hex()}",
+                        id=f"0x{span.span_id.hex()}",
+                        parent=f"0x{span.parent_span_id.hex()}" if span.parent_span_id else None,
+                        start=f"{span.start_time_unix_nano:020}",
+                        failed=span.status.code == Status.STATUS_CODE_ERROR,
+                    )
+                    for scope in group.scope_spans
+                    for span in scope.spans
+                ]
+        return sorted(found, key=lambda span: span.start)
+
+
+@contextmanager
+def running_collector() -> Iterator[Collector]:
+    server = grpc.server(ThreadPoolExecutor(4))
+    collector = Collector(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]  # generated
+    server.start()
+    try:
+        yield collector
+    finally:
+        server.stop(None).wait()
 
 
 def read_spans(folder: Path) -> list[Span]:
@@ -98,7 +156,7 @@ def tree(spans: list[Span]) -> Iterator[str]:
 def test_one_trace_goes_through_every_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "spans"
     with running_system(tmp_path / "system", ROOKERY_TRACES_URL=f"file://{folder}") as system:
-        trace, spans = trace_program(system, folder)
+        trace, spans = trace_program(system, f"file://{folder}", lambda: read_spans(folder))
         logs = "".join(path.read_text() for path in (system.cluster.folder / "logs").glob("student*"))
     with capsys.disabled():
         sys.stdout.write("\n".join(["", *tree(spans), ""]))
@@ -119,16 +177,48 @@ def test_one_trace_goes_through_every_service(tmp_path: Path, capsys: pytest.Cap
     assert all(question.question not in told for question in context.questions)
 
 
-def trace_program(system: System, folder: Path) -> tuple[str, list[Span]]:
-    """Have the program run. Returns its trace's id, and the trace's spans in the order in which they began."""
-    arguments = (f"file://{folder}", system.address, system.teacher, system.student)
-    argv = [sys.executable, "-c", PROGRAM, *arguments]
+def test_a_collector_is_told(tmp_path: Path) -> None:
+    """And of nothing that nobody asked for: no span of those calls that tell it."""
+    with running_collector() as collector:
+        url = f"http://{collector.address}"
+        with running_system(tmp_path / "system", ROOKERY_TRACES_URL=url) as system:
+            _, spans = trace_program(system, url, collector.spans)
+        assert {span.service for span in spans} == SERVICES
+        assert [span.name for span in spans if span.parent is None] == ["program"]
+        assert len({span.process for span in spans if span.service == "student"}) == 2
+        assert not any("opentelemetry" in span.name for span in collector.spans())
+
+
+def test_without_its_collector_a_program_ends_all_the_same() -> None:
+    program = """
+import sys
+from opentelemetry import trace
+from rookery_shared.telemetry import send_spans
+
+send_spans(sys.argv[1], service="program")
+with trace.get_tracer("program").start_as_current_span("program"):
+    print("done")
+"""
+    started = time.monotonic()
+    argv = [sys.executable, "-c", program, f"http://127.0.0.1:{free_port()}"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < 30
+
+
+def trace_program(system: System, url: str, read: Callable[[], list[Span]]) -> tuple[str, list[Span]]:
+    """Have the program run. Returns its trace's id, and the trace's spans in the order in which they began.
+
+    All that has `url` as its collector sends to where `read` reads.
+    """
+    argv = [sys.executable, "-c", PROGRAM, url, system.address, system.teacher, system.student]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    [root] = [span for span in read_spans(folder) if span.name == "program"]
+    [root] = [span for span in read() if span.name == "program"]
 
     def ours() -> list[Span]:
-        return [span for span in read_spans(folder) if span.trace == root.trace]
+        return [span for span in read() if span.trace == root.trace]
 
     def whole() -> bool:
         """What ends last has ended: the span of a job, after the coordinator has its result."""

@@ -32,7 +32,7 @@ from rookery.v1.adaptation_service_pb2_grpc import AdaptationServiceStub
 from rookery.v1.context_pb2 import Context, Question
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER, Limits, ModelSource, Profile
 from rookery.v1.model_service_pb2_grpc import ModelServiceStub
-from rookery.v1.recipe_pb2 import GRADER_JUDGE
+from rookery.v1.recipe_pb2 import GRADER_CELLS, GRADER_JUDGE
 from rookery.v1.run_service_pb2 import Run, RunPlan
 from rookery.v1.run_service_pb2_grpc import RunServiceStub
 from rookery_coordinator.database import Database
@@ -302,6 +302,14 @@ BAD: dict[str, tuple[Callable[[Client], Any], grpc.StatusCode, str, dict[str, st
         "INVALID_FIELD",
         {"field": "plan.reward_shape.compute"},
     ),
+    "measured by what its domain has not": (
+        lambda client: client.create_run(
+            a_run(plan=RunPlan(measure=GRADER_CELLS, student_recipe=Recipe(rank=8), teacher_recipe=Recipe(rank=8)))
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "plan.measure"},
+    ),
     "nothing to forget": (
         lambda client: client.create_run(a_run(plan=RunPlan(reward_shape=RunPlan.RewardShape(forgetting=1)))),
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -514,7 +522,7 @@ def test_a_teacher_at_an_endpoint_can_be_measured_and_asked(client: Client) -> N
     recipe = Recipe(rank=8, alpha=16)
     plan = RunPlan(rounds=0, student_recipe=recipe, teacher_recipe=recipe, reward=GRADER_JUDGE)
     run = client.create_run(a_run(teacher=REMOTE_TEACHER, plan=plan, test_contexts=a_run().train_contexts))
-    assert (run.state, run.plan.reward) == (STATE_RUNNING, GRADER_JUDGE)
+    assert (run.state, run.plan.reward, run.plan.measure) == (STATE_RUNNING, GRADER_JUDGE, GRADER_JUDGE)
     assert make_adaptation(client, teacher=REMOTE_TEACHER).state == STATE_RUNNING
 
 

@@ -90,6 +90,28 @@ def test_a_run_goes_through_all_of_its_rounds(database: Database, workers: Worke
     assert count(database, Outbox) == 0
 
 
+def test_a_run_may_measure_by_another_grader_than_it_learns_by(database: Database, workers: Workers) -> None:
+    name = make_run(database, replace(PLAN, reward=Reward.LOGLIK, measure=Reward.EXACT, control=False))
+    judges: dict[Split, bool] = {}
+    while messages := workers.messages():
+        for job_id, epoch in messages:
+            workers.claim(job_id, epoch)
+            with database.write() as session:
+                if (job := session.get_one(Job, job_id)).kind is JobKind.EVALUATE:
+                    run = find_run(session, name)
+                    run.plan = {**run.plan, "measure": "judge"}
+                    claimed = ClaimResponse()
+                    fill_work(session, job, claimed)
+                    judges[session.get_one(Round, job.round).split] = claimed.evaluate.judge
+                    run.plan = {**run.plan, "measure": "exact"}
+            workers.complete(job_id, epoch)
+    assert judges == {Split.TRAIN: False, Split.TEST: True}, "who judges is asked where it counts"
+    with database.read() as session:
+        query = select(Round.split, Trial.score_before).join(Round, Round.id == Trial.round).distinct()
+        assert {(split, before) for split, before in session.execute(query)} == {(Split.TRAIN, -2.0), (Split.TEST, 0.0)}
+        assert report.measurements(report.table(session, name))[0].mean == 0.0
+
+
 def test_trials_that_fail_count_in_nothing_and_stop_nothing(database: Database, workers: Workers) -> None:
     """The best self-edit of a context by its worth fails with one seed of two; another's fails with both."""
     workers.fails = lambda context, self_edit, seed: context.title == "context 0" and self_edit + seed >= 2

@@ -13,12 +13,17 @@ from sqlalchemy import create_engine, text
 
 @contextmanager
 def start_postgres(folder: Path) -> Iterator[str]:
-    """The SQLAlchemy URL of a running server."""
+    """The SQLAlchemy URL of a running server. Raises RuntimeError, with its log, if it has not run to the end."""
     server = get_server(str(folder), cleanup_mode="delete")
+    ended = ""
     try:
         yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg://", 1)
     finally:
+        if not server.get_postmaster_info().is_running():
+            ended = server.log.read_text()
         server.cleanup()
+    if ended:
+        raise RuntimeError(f"PostgreSQL has ended by itself:\n{ended[-4000:]}")
 
 
 def make_database(server_url: str) -> str:

@@ -258,6 +258,7 @@ def _plan_message(plan: RunPlan) -> run_service_pb2.RunPlan:
         redraws=plan.redraws,
         optimiser=_optimiser_message(plan.optimiser),
         baselines=plan.baselines,
+        measure=GRADERS[plan.measure or plan.reward],
     )
 
 

@@ -53,6 +53,7 @@ def run_plan_from_proto(session: Session, run: run_service_pb2.Run) -> RunPlan:
         reward_shape=_reward_shape(plan.reward_shape),
         retention_texts=_retention_texts(plan),
         baselines=tuple(plan.baselines),
+        measure=_reward(plan.measure, domain) if plan.measure else None,
         redraws=_redraws(plan.redraws, "plan.redraws") if plan.HasField("redraws") else _usual_redraws(optimiser),
     )
 

@@ -21,6 +21,7 @@ from rookery_coordinator.works import (
     limits_of,
     plan_of,
     policy_adapter,
+    scored_by,
     to_context,
 )
 from rookery_shared.domains import find_domain
@@ -77,11 +78,11 @@ def _train(session: Session, job: Job, response: pb.ClaimResponse) -> None:
 
 
 def _evaluate(session: Session, job: Job, response: pb.ClaimResponse) -> None:
-    work = find_work(session, job.parent)
+    work, round_ = find_work(session, job.parent), session.get_one(Round, job.round)
     evaluate = response.evaluate
     evaluate.student = work.student
     plan = plan_of(work)
-    evaluate.domain, evaluate.judge = plan.domain, plan.reward is Reward.JUDGE
+    evaluate.domain, evaluate.judge = plan.domain, scored_by(plan, round_) is Reward.JUDGE
     evaluate.retention_texts.extend(plan.retention_texts if isinstance(plan, RunPlan) else ())
     evaluate.max_new_tokens = min(
         find_domain(plan.domain).answer_tokens, limits_of(find_profile(session, work.student)).max_new_tokens

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rookery.cli import adapt, adapters, models, runs, store, up
 from rookery.cli.options import SERVER_VARIABLE
 from rookery.cli.quickstart import quickstart
+from rookery.cli.quickstart_few_shot import quickstart_few_shot
 from rookery.errors import RookeryError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.command("quickstart")(quickstart)
+app.command("quickstart-few-shot")(quickstart_few_shot)
 app.command("adapt")(adapt.adapt)
 app.add_typer(runs.app, name="run")
 app.add_typer(adapters.app, name="adapters")
@@ -40,7 +42,7 @@ def root(
         str, typer.Option(help="The coordinator, for commands that ask one; also after their name.", show_default=False)
     ] = "",
 ) -> None:
-    if server and context.invoked_subcommand in ("up", "quickstart"):
+    if server and context.invoked_subcommand in ("up", "quickstart", "quickstart-few-shot"):
         raise typer.BadParameter(f"`{context.invoked_subcommand}` starts a coordinator itself, at --address")
     if server:
         os.environ[SERVER_VARIABLE] = server  # where their own option looks if it is not given

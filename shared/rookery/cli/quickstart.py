@@ -51,11 +51,11 @@ def quickstart(
 ) -> None:
     """Watch a teacher learn to write better self-edits: all services, two rounds of ReST-EM, a report."""
     started = time.monotonic()
-    with _local_cluster(folder, address, quiet=json), Client(address) as client:
+    with local_cluster(folder, address, quiet=json), Client(address) as client:
         teacher, student = (f"{name}-{engine}" if engine else name for name in (TEACHER, STUDENT))
         register(client, teacher, ROLE_TEACHER, model, engine=engine)
         register(client, student, ROLE_STUDENT, model, engine=engine)
-        name = _unfinished_run(client, teacher)
+        name = unfinished_run(client, teacher)
         if name is None:
             run = quickstart_run(teacher, student, train=train, test=test, own_questions=own_questions, seed=seed)
             name = client.create_run(run).name
@@ -71,7 +71,7 @@ def quickstart(
 
 
 @contextmanager
-def _local_cluster(folder: Path, address: str, *, quiet: bool) -> Iterator[None]:
+def local_cluster(folder: Path, address: str, *, quiet: bool) -> Iterator[None]:
     """All services for as long as the block lasts; their output goes to files."""
     require_local()
     from rookery.local.cluster import Cluster
@@ -87,9 +87,12 @@ def _local_cluster(folder: Path, address: str, *, quiet: bool) -> Iterator[None]
         cluster.stop()
 
 
-def register(client: Client, name: str, role: Role.ValueType, model: str, *, engine: str = "") -> None:
-    """A profile of the tiny model, unless there is one. A teacher starts from its base model again."""
-    longest = 256 if role == ROLE_TEACHER else 16  # a self-edit, an answer
+def register(
+    client: Client, name: str, role: Role.ValueType, model: str, *, engine: str = "", longest: int | None = None
+) -> None:
+    """A profile of a tiny model, unless there is one. A teacher starts from its base model again."""
+    if longest is None:
+        longest = 256 if role == ROLE_TEACHER else 16  # a self-edit, an answer
     limits = Limits(max_new_tokens=longest, max_lora_rank=64, trials_per_job=16)
     profile = Profile(
         name=name, role=role, model=ModelSource(source=resolve_source(model)), engine=engine, limits=limits
@@ -103,7 +106,7 @@ def register(client: Client, name: str, role: Role.ValueType, model: str, *, eng
         client.set_active_policy(f"{name}/policies/0")
 
 
-def _unfinished_run(client: Client, teacher: str) -> str | None:
+def unfinished_run(client: Client, teacher: str) -> str | None:
     """A quickstart that was stopped half-way is taken up again."""
     return next((r.name for r in client.list_runs() if r.state == STATE_RUNNING and r.teacher == teacher), None)
 

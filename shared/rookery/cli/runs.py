@@ -73,6 +73,10 @@ def create(
         Optional[RewardName],  # noqa: UP045
         typer.Option(help="What pays; by default loglik, for tasks exact."),
     ] = None,
+    measure: Annotated[
+        Optional[RewardName],  # noqa: UP045
+        typer.Option(help="What the report counts on the contexts to measure on; by default what pays."),
+    ] = None,
     keep_without_gain: Annotated[bool, typer.Option(help="Keep the best self-edit even if it does not help.")] = False,
     optimiser: Annotated[
         OptimiserName, typer.Option(help="What the teacher learns: the best self-edits, or all by their advantage.")
@@ -133,6 +137,7 @@ def create(
         seeds=seeds,
         test_self_edits=test_self_edits,
         reward=grader(reward),
+        measure=grader(measure),
         keep_without_gain=keep_without_gain,
         control=control,
         baselines=baseline,

@@ -1,4 +1,4 @@
-"""Make the grid model: `python -m rookery_tiny.grids.pretrain --out DIR --seed 0`. Half an hour on two CPU cores.
+"""Make the grid model: `python -m rookery_tiny.grids.pretrain --out DIR --seed 0`. One to two hours on two CPU cores.
 
 Three phases of fixed length, so that a seed names the weights: puzzles whose outputs are their inputs, until the model
 copies a cell from the same place of another grid; rules of one step; then the mixture of documents.py. Of a puzzle the

@@ -1,0 +1,41 @@
+"""`rookery quickstart-few-shot` from its start to its report, with a grid model that has learned nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rookery.local.ports import free_port
+from rookery_tiny.grids.tokenizer import LONGEST, make_tokenizer
+from rookery_tiny.training import Shape, new_model
+
+ROWS = ["base", "passage only", "random", "oracle", "self-edits before RL", "after round 1", "after round 2"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    tokenizer = make_tokenizer()
+    shape = Shape(hidden=32, layers=2, heads=2, mlp=64, positions=LONGEST)
+    folder = tmp_path / "model"
+    new_model(shape, tokenizer, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.timeout(300)
+def test_it_ends_with_a_table_and_a_plot(model: Path, tmp_path: Path) -> None:
+    sizes = ("--train", "1", "--test", "2", "--self-edits", "2")
+    where = ("--folder", tmp_path / "data", "--address", f"127.0.0.1:{free_port()}")
+    argv = [sys.executable, "-m", "rookery.cli.app", "quickstart-few-shot", "--model", model, *sizes, *where]
+    done = subprocess.run([*map(str, argv)], capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "data" / "few-shot.json").read_text())
+    assert [row["name"] for row in report["rows"]] == ROWS
+    assert {row["mean"] for row in report["rows"]} <= {0.0, 0.25, 0.5, 0.75, 1.0}, "shares of 2 puzzles, twice each"
+    assert report["preferences"]["before RL"]["configurations"] == 4, "held to the schema, all can be read"
+    assert (tmp_path / "data" / "few-shot.svg").read_text().count("<svg") == 1
+    assert "What the teacher chooses" in done.stdout
