@@ -354,6 +354,7 @@ def apply_evaluated(
         trial.evaluation = {
             "base_model": base_model,
             "graders": list(graders),
+            "scored_by": reward,
             "question_set": item.question_set,
             "questions": [asdict(q) for q in item.questions],
             "blank_before": item.blank_before,

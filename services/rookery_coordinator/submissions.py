@@ -118,7 +118,7 @@ def create_run(
     for position, text in enumerate(plan.retention_texts):
         _check_length(text, limits, field=f"plan.retention_texts[{position}]")
     _check_reward(plan.domain, plan.reward, field="plan.reward")
-    _check_reward(plan.domain, plan.measure or plan.reward, field="plan.measure")
+    _check_reward(plan.domain, plan.grader(Split.TEST), field="plan.test_grader")
     _check_baselines(plan, test=len(test))
     domain = find_domain(plan.domain)
     for position, context in enumerate(train):

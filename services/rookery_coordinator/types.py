@@ -96,7 +96,7 @@ class Role(StrEnum):
 
 
 class Reward(StrEnum):
-    """The grader that pays. All graders' grades are stored, whichever pays; but a judge is asked only where it pays."""
+    """The grader that pays. All graders' grades are stored, whichever pays; a judge is asked only where it counts."""
 
     EXACT = "exact"
     F1 = "f1"
@@ -183,8 +183,12 @@ class RunPlan:
     """How often a self-edit that is blank, or that there is already, is drawn again; but not of test contexts."""
     baselines: tuple[str, ...] = ()
     """Names in the domain's `baselines`."""
-    measure: Reward | None = None
-    """What trials on test contexts are scored by; None is as `reward`."""
+    test_grader: Reward | None = None
+    """What trials on test contexts are scored by; None, as in plans of earlier releases, is as `reward`."""
+
+    def grader(self, split: Split) -> Reward:
+        """What trials on contexts of this split are scored by."""
+        return self.test_grader or self.reward if split is Split.TEST else self.reward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

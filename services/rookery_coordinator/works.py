@@ -143,9 +143,7 @@ def learns_context_alone(round_: tables.Round) -> bool:
 
 def scored_by(plan: Plan, round_: tables.Round) -> Reward:
     """What counts of the answers of a round's trials."""
-    if isinstance(plan, RunPlan) and plan.measure and round_.split is Split.TEST:
-        return plan.measure
-    return plan.reward
+    return plan.grader(round_.split) if isinstance(plan, RunPlan) else plan.reward
 
 
 def to_context(row: tables.Context) -> Context:

@@ -1,21 +1,20 @@
 """Runs a rendering's pods as local processes: their commands, environment, ports, probes and ends, as a cluster would.
 
-A pod has an address of its own on the loopback, so that all listen at the ports that the chart gives them. It writes to
-its own volumes alone, where this machine lets us put a pod into a mount namespace. What a cluster's DNS would answer is
-put in place of each name: all addresses that a Deployment's pods may have, those of a rolling update among them; who
-calls leaves out those where nobody listens.
+A pod has an address of its own on the loopback, so that all listen at the ports that the chart gives them. Its root is
+read-only but for its volumes, where this machine lets us put it into a mount namespace. What a cluster's DNS would
+answer is put in place of each name: all addresses that a Deployment's pods may have, those of a rolling update among
+them; who calls leaves out those where nobody listens.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -36,22 +35,26 @@ SURGE = 1
 LOOK_SECONDS = 0.1
 _NAME = re.compile(r"dns:///([a-z0-9-]+):(\d+)")
 
-SEAL = """\
+READ_ONLY_ROOT = """\
 set -e
 while [ "$1" != -- ]; do mount --bind "$1" "$1"; shift; done
 shift
 mount -o remount,bind,ro /
 exec "$@"
 """
-"""A command behind folders and "--": it may write to those folders, but not to the root that they lie in."""
+"""A shell's script for folders, "--" and a command: that may write to the folders, but not to the root they lie in."""
 
 Secrets = Mapping[str, Mapping[str, str]]
 
 
+def on_read_only_root(command: Sequence[str], writable: Sequence[str] = ()) -> list[str]:
+    return ["unshare", "--mount", "sh", "-c", READ_ONLY_ROOT, "sh", *writable, "--", *command]
+
+
 @cache
-def may_seal() -> bool:
-    """Whether we may make mount namespaces: as root, and in a container only with CAP_SYS_ADMIN."""
-    return os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], check=False).returncode == 0
+def may_mount() -> bool:
+    """Whether we may have a mount namespace: as root, and in a container only with CAP_SYS_ADMIN."""
+    return subprocess.run(on_read_only_root(["true"]), capture_output=True, check=False).returncode == 0
 
 
 @dataclass(kw_only=True)
@@ -249,9 +252,9 @@ class LocalCluster:
         program, *arguments = [self._local_text(word, mounts) for word in container["command"]]
         found = self.programs.get(program, Path(sys.executable).with_name(program))
         command = [str(found), *arguments]
-        if may_seal() and container["securityContext"]["readOnlyRootFilesystem"]:
+        if may_mount() and container["securityContext"]["readOnlyRootFilesystem"]:
             writable = [str(mounts[m["mountPath"]]) for m in container["volumeMounts"] if not m.get("readOnly")]
-            command = ["unshare", "--mount", "sh", "-c", SEAL, "sh", *writable, "--", *command]
+            command = on_read_only_root(command, writable)
         return {**kept, **environment}, command
 
     def _mount(self, template: Manifest, container: Manifest, folder: Path) -> dict[str, Path]:

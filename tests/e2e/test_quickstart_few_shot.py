@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from rookery.cli.quickstart_few_shot import few_shot_run
 from rookery.local.ports import free_port
+from rookery.v1.recipe_pb2 import GRADER_CELLS, GRADER_EXACT
 from rookery_tiny.grids.tokenizer import LONGEST, make_tokenizer
 from rookery_tiny.training import Shape, new_model
 
@@ -36,6 +38,15 @@ def test_it_ends_with_a_table_and_a_plot(model: Path, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "data" / "few-shot.json").read_text())
     assert [row["name"] for row in report["rows"]] == ROWS
     assert {row["mean"] for row in report["rows"]} <= {0.0, 0.25, 0.5, 0.75, 1.0}, "shares of 2 puzzles, twice each"
-    assert report["preferences"]["before RL"]["configurations"] == 4, "held to the schema, all can be read"
+    assert report["choices"]["before RL"]["configurations"] == 4, "held to the schema, all can be read"
     assert (tmp_path / "data" / "few-shot.svg").read_text().count("<svg") == 1
     assert "What the teacher chooses" in done.stdout
+
+
+def test_cells_pay_and_solved_puzzles_are_reported() -> None:
+    run = few_shot_run(train=2, test=3, self_edits=2, seed=0)
+    assert (run.plan.reward, run.plan.test_grader) == (GRADER_CELLS, GRADER_EXACT)
+    assert (len(run.train_contexts), len(run.test_contexts)) == (4, 3)
+    assert not {c.title.partition(": ")[2] for c in run.train_contexts} & {
+        c.title.partition(": ")[2] for c in run.test_contexts
+    }, "rules of the test are new"

@@ -302,13 +302,13 @@ BAD: dict[str, tuple[Callable[[Client], Any], grpc.StatusCode, str, dict[str, st
         "INVALID_FIELD",
         {"field": "plan.reward_shape.compute"},
     ),
-    "measured by what its domain has not": (
+    "tested by what its domain has not": (
         lambda client: client.create_run(
-            a_run(plan=RunPlan(measure=GRADER_CELLS, student_recipe=Recipe(rank=8), teacher_recipe=Recipe(rank=8)))
+            a_run(plan=RunPlan(test_grader=GRADER_CELLS, student_recipe=Recipe(rank=8), teacher_recipe=Recipe(rank=8)))
         ),
         grpc.StatusCode.INVALID_ARGUMENT,
         "INVALID_FIELD",
-        {"field": "plan.measure"},
+        {"field": "plan.test_grader"},
     ),
     "nothing to forget": (
         lambda client: client.create_run(a_run(plan=RunPlan(reward_shape=RunPlan.RewardShape(forgetting=1)))),
@@ -522,7 +522,7 @@ def test_a_teacher_at_an_endpoint_can_be_measured_and_asked(client: Client) -> N
     recipe = Recipe(rank=8, alpha=16)
     plan = RunPlan(rounds=0, student_recipe=recipe, teacher_recipe=recipe, reward=GRADER_JUDGE)
     run = client.create_run(a_run(teacher=REMOTE_TEACHER, plan=plan, test_contexts=a_run().train_contexts))
-    assert (run.state, run.plan.reward, run.plan.measure) == (STATE_RUNNING, GRADER_JUDGE, GRADER_JUDGE)
+    assert (run.state, run.plan.reward, run.plan.test_grader) == (STATE_RUNNING, GRADER_JUDGE, GRADER_JUDGE)
     assert make_adaptation(client, teacher=REMOTE_TEACHER).state == STATE_RUNNING
 
 

@@ -90,26 +90,32 @@ def test_a_run_goes_through_all_of_its_rounds(database: Database, workers: Worke
     assert count(database, Outbox) == 0
 
 
-def test_a_run_may_measure_by_another_grader_than_it_learns_by(database: Database, workers: Workers) -> None:
-    name = make_run(database, replace(PLAN, reward=Reward.LOGLIK, measure=Reward.EXACT, control=False))
-    judges: dict[Split, bool] = {}
+def test_test_contexts_may_be_scored_by_another_grader(database: Database, workers: Workers) -> None:
+    name = make_run(database, replace(PLAN, reward=Reward.LOGLIK, test_grader=Reward.EXACT))
+    workers.run_all()
+    query = select(Round.split, Trial.score_before).join(Round, Round.id == Trial.round).distinct()
+    with database.read() as session:
+        assert {(split, before) for split, before in session.execute(query)} == {(Split.TRAIN, -2.0), (Split.TEST, 0.0)}
+        base, *_ = report.measurements(report.table(session, name))
+        assert (base.name, base.mean) == ("base", 0.0)
+        scored_by = {trial.evaluation["scored_by"] for trial in session.scalars(select(Trial)) if trial.evaluation}
+        assert scored_by == {"loglik", "exact"}
+
+
+def test_a_judge_is_asked_only_where_it_counts(database: Database, workers: Workers) -> None:
+    workers.grades = ("exact", "loglik", "judge")
+    make_run(database, replace(PLAN, reward=Reward.EXACT, test_grader=Reward.JUDGE))
+    asked: set[tuple[Split | None, bool]] = set()
     while messages := workers.messages():
         for job_id, epoch in messages:
             workers.claim(job_id, epoch)
-            with database.write() as session:
-                if (job := session.get_one(Job, job_id)).kind is JobKind.EVALUATE:
-                    run = find_run(session, name)
-                    run.plan = {**run.plan, "measure": "judge"}
-                    claimed = ClaimResponse()
-                    fill_work(session, job, claimed)
-                    judges[session.get_one(Round, job.round).split] = claimed.evaluate.judge
-                    run.plan = {**run.plan, "measure": "exact"}
+            with database.read() as session:
+                job = session.get_one(Job, job_id)
+                split = session.get_one(Round, job.round).split
+            if job.kind is JobKind.EVALUATE:
+                asked.add((split, claimed(database, job).evaluate.judge))
             workers.complete(job_id, epoch)
-    assert judges == {Split.TRAIN: False, Split.TEST: True}, "who judges is asked where it counts"
-    with database.read() as session:
-        query = select(Round.split, Trial.score_before).join(Round, Round.id == Trial.round).distinct()
-        assert {(split, before) for split, before in session.execute(query)} == {(Split.TRAIN, -2.0), (Split.TEST, 0.0)}
-        assert report.measurements(report.table(session, name))[0].mean == 0.0
+    assert asked == {(Split.TRAIN, False), (Split.TEST, True)}
 
 
 def test_trials_that_fail_count_in_nothing_and_stop_nothing(database: Database, workers: Workers) -> None:

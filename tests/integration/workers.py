@@ -21,6 +21,8 @@ from rookery_shared.domains import Domain, find_domain
 from rookery_shared.types import Question, TrainingRecord
 
 LEASE = 30.0
+_WORST = {"exact": 0.0, "loglik": -2.0, "judge": 0.0}
+"""Grades of an answer that is worth nothing."""
 Worth = Callable[[Round, Context, int], float]
 
 
@@ -68,6 +70,8 @@ class Workers:
     """What a trial has forgotten, by the position of its self-edit."""
     make_adapter: Callable[[Job, str], results.TrainedAdapter] = no_adapter
     """By the trial that it is for, or "policy"."""
+    grades: tuple[str, ...] = ("exact", "loglik")
+    """Graders that they have."""
     done: list[tuple[str, JobKind]] = field(default_factory=list)
 
     def messages(self) -> list[tuple[str, int]]:
@@ -162,8 +166,8 @@ class Workers:
             results.Answered(
                 before="no",
                 after="yes",
-                grades_before={"exact": 0.0, "loglik": -2.0},
-                grades_after={"exact": worth, "loglik": worth - 2.0},
+                grades_before={grader: _WORST[grader] for grader in self.grades},
+                grades_after={grader: _WORST[grader] + worth for grader in self.grades},
             )
             for _ in context.questions
         ]

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pgserver.postgres_server import get_server
+import psutil
+from pgserver.postgres_server import PostgresServer, get_server
 from sqlalchemy import create_engine, text
 
 
@@ -15,15 +16,20 @@ from sqlalchemy import create_engine, text
 def start_postgres(folder: Path) -> Iterator[str]:
     """The SQLAlchemy URL of a running server. Raises RuntimeError, with its log, if it has not run to the end."""
     server = get_server(str(folder), cleanup_mode="delete")
-    ended = ""
     try:
         yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg://", 1)
     finally:
-        if not server.get_postmaster_info().is_running():
-            ended = server.log.read_text()
-        server.cleanup()
-    if ended:
-        raise RuntimeError(f"PostgreSQL has ended by itself:\n{ended[-4000:]}")
+        try:
+            _require_running(server)
+        finally:
+            server.cleanup()
+
+
+def _require_running(server: PostgresServer) -> None:
+    process = server.get_postmaster_info().process  # as it was when it started: None, if it had ended before that
+    if process is None or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+        log = server.log.read_text(errors="replace")
+        raise RuntimeError(f"PostgreSQL has ended by itself:\n{log[-4000:]}")
 
 
 def make_database(server_url: str) -> str:

@@ -33,6 +33,7 @@ from rookery_coordinator.types import (
     Role,
     RunPlan,
     SeedAllocation,
+    Split,
     State,
     TrialState,
 )
@@ -258,7 +259,7 @@ def _plan_message(plan: RunPlan) -> run_service_pb2.RunPlan:
         redraws=plan.redraws,
         optimiser=_optimiser_message(plan.optimiser),
         baselines=plan.baselines,
-        measure=GRADERS[plan.measure or plan.reward],
+        test_grader=GRADERS[plan.grader(Split.TEST)],
     )
 
 

@@ -53,7 +53,7 @@ def run_plan_from_proto(session: Session, run: run_service_pb2.Run) -> RunPlan:
         reward_shape=_reward_shape(plan.reward_shape),
         retention_texts=_retention_texts(plan),
         baselines=tuple(plan.baselines),
-        measure=_reward(plan.measure, domain) if plan.measure else None,
+        test_grader=_test_grader(plan, domain),
         redraws=_redraws(plan.redraws, "plan.redraws") if plan.HasField("redraws") else _usual_redraws(optimiser),
     )
 
@@ -133,6 +133,13 @@ def _optimiser(message: run_service_pb2.PolicyOptimiser) -> RestEm | Grpo:
 def _reward(grader: int, domain: str) -> Reward:
     default = Reward(find_domain(domain).rewards[0])
     return _REWARDS.get(grader, default)  # type: ignore[call-overload, no-any-return]  # an enum's number
+
+
+def _test_grader(plan: run_service_pb2.RunPlan, domain: str) -> Reward:
+    asked, field = plan.test_grader, "plan.test_grader"
+    if asked and asked not in _REWARDS:
+        raise InvalidField(f"{field}: there is no grader {asked}", field=field)
+    return _reward(asked or plan.reward, domain)
 
 
 def _student_recipe(message: recipe_pb2.LoraRecipe, domain: str, *, field: str) -> LoraRecipe:

@@ -91,8 +91,9 @@ def create(
 def is_as_asked(found: Profile, asked: Profile) -> bool:
     """Whether a profile is what was asked for, as far as that was said."""
     limits = ((getattr(found.limits, f.name), getattr(asked.limits, f.name)) for f in Limits.DESCRIPTOR.fields)
-    same = all(getattr(found, f) == getattr(asked, f) for f in ("name", "role", "model", "engine", "dtype", "chat"))
-    return same and all(has == wants for has, wants in limits if wants)
+    texts = ((getattr(found, f), getattr(asked, f)) for f in ("engine", "dtype"))
+    same = all(getattr(found, f) == getattr(asked, f) for f in ("name", "role", "model", "chat"))
+    return same and all(has == wants for has, wants in (*limits, *texts) if wants)
 
 
 @app.command("get")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rookery.cli.models import TINY, resolve_source
+from rookery.cli.models import TINY, is_as_asked, resolve_source
 from rookery.cli.options import DEFAULT_FOLDER, DEFAULT_SERVER, Folder, Json, Seed
 from rookery.cli.render import as_dict, console, duration, print_json
 from rookery.cli.report import write_json, write_svg
@@ -90,7 +90,10 @@ def local_cluster(folder: Path, address: str, *, quiet: bool) -> Iterator[None]:
 def register(
     client: Client, name: str, role: Role.ValueType, model: str, *, engine: str = "", longest: int | None = None
 ) -> None:
-    """A profile of a tiny model, unless there is one. A teacher starts from its base model again."""
+    """A profile of a tiny model, unless it is there already. A teacher starts from its base model again.
+
+    Raises CallFailed, NAME_TAKEN, if there is another of that name.
+    """
     if longest is None:
         longest = 256 if role == ROLE_TEACHER else 16  # a self-edit, an answer
     limits = Limits(max_new_tokens=longest, max_lora_rank=64, trials_per_job=16)
@@ -100,7 +103,7 @@ def register(
     try:
         client.create_profile(profile)
     except CallFailed as error:
-        if error.reason != "NAME_TAKEN":
+        if error.reason != "NAME_TAKEN" or not is_as_asked(client.get_profile(name), profile):
             raise
     if role == ROLE_TEACHER:
         client.set_active_policy(f"{name}/policies/0")

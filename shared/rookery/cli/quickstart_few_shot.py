@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from rookery.cli.choices import choices, choices_table
 from rookery.cli.options import DEFAULT_FOLDER, DEFAULT_SERVER, Folder, Json, Seed
-from rookery.cli.preferences import preferences
 from rookery.cli.quickstart import local_cluster, register, unfinished_run
-from rookery.cli.render import as_dict, console, duration, preferences_table, print_json
-from rookery.cli.report import write_few_shot_json, write_few_shot_svg
+from rookery.cli.render import as_dict, console, duration, print_json
+from rookery.cli.report import write_few_shot_svg, write_json
 from rookery.cli.runs import follow_run
 from rookery.client import Client, Recipe, Sampling
 from rookery.tasks import DOMAIN
-from rookery.v1.context_pb2 import Context, Demonstration, Question
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER
 from rookery.v1.recipe_pb2 import GRADER_CELLS, GRADER_EXACT
 from rookery.v1.run_service_pb2 import Round, Run, RunPlan
-
-if TYPE_CHECKING:
-    from rookery_shared.types import Context as SharedContext
 
 TEACHER = "profiles/grid-teacher"
 STUDENT = "profiles/grid-student"
@@ -35,7 +30,9 @@ TEACHER_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], epochs=4, lea
 
 
 def quickstart_few_shot(
-    model: Annotated[Path, typer.Option(help="A grid model made by rookery_tiny.grids.pretrain.")],
+    model: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="A grid model made by rookery_tiny.grids.pretrain.")
+    ],
     folder: Folder = DEFAULT_FOLDER,
     address: Annotated[str, typer.Option(help="Where the public API listens.")] = DEFAULT_SERVER,
     train: Annotated[int, typer.Option(help="Puzzles to train on in each round.")] = 16,
@@ -55,36 +52,38 @@ def quickstart_few_shot(
         run = follow_run(client, name, as_json=json)
         measured = [r.index for r in run.rounds if r.purpose == Round.PURPOSE_TEST]
         chosen = {
-            when: preferences(written.text for written in client.list_self_edits(name, round=index))
+            when: choices(written.text for written in client.list_self_edits(name, round=index))
             for when, index in (("before RL", measured[0]), ("after RL", measured[-1]))
         }
     seconds = time.monotonic() - started
-    write_few_shot_json(run, chosen, folder / "few-shot.json", seconds=seconds)
+    write_json(run, folder / "few-shot.json", seconds=seconds, chosen=chosen)
     write_few_shot_svg(run, chosen, folder / "few-shot.svg")
     if json:
         print_json(as_dict(run))
         return
-    console.print(preferences_table(chosen))
+    console.print(choices_table(chosen))
     console.print(f"{duration(seconds)} in all. {folder}/few-shot.json and {folder}/few-shot.svg have the figures.")
 
 
 def few_shot_run(*, train: int, test: int, self_edits: int, seed: int) -> Run:
     """So many puzzles to train on in each round, and to measure on. Single cells pay; solved puzzles are reported."""
+    from rookery_shared.wire import context_to_proto
     from rookery_tiny.grids.puzzles import Known, make_contexts
 
+    contexts = make_contexts(Known.TRAIN, ROUNDS * train, seed=seed)
     return Run(
         teacher=TEACHER,
         student=STUDENT,
         domain=DOMAIN,
-        train_contexts=_as_messages(make_contexts(Known.TRAIN, ROUNDS * train, seed=seed)),
-        test_contexts=_as_messages(make_contexts(Known.TEST, test, seed=seed)),
+        train_contexts=map(context_to_proto, contexts),
+        test_contexts=map(context_to_proto, make_contexts(Known.TEST, test, seed=seed)),
         plan=RunPlan(
             rounds=ROUNDS,
             self_edits=self_edits,
             seeds=1,
             test_self_edits=2,
             reward=GRADER_CELLS,
-            measure=GRADER_EXACT,
+            test_grader=GRADER_EXACT,
             baselines=["random", "oracle"],
             sampling=Sampling(top_p=1.0, max_new_tokens=LONGEST_CONFIGURATION),
             student_recipe=STUDENT_RECIPE,
@@ -92,14 +91,3 @@ def few_shot_run(*, train: int, test: int, self_edits: int, seed: int) -> Run:
             seed=seed,
         ),
     )
-
-
-def _as_messages(contexts: Iterable[SharedContext]) -> list[Context]:
-    return [
-        Context(
-            title=c.title,
-            demonstrations=[Demonstration(input=d.input, output=d.output) for d in c.demonstrations],
-            questions=[Question(question=q.question, answer=q.answer) for q in c.questions],
-        )
-        for c in contexts
-    ]

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rookery.cli.preferences import Preferences
 from rookery.v1.adaptation_service_pb2 import State
 from rookery.v1.measurement_pb2 import Comparison, Measurement, Progress
 from rookery.v1.run_service_pb2 import Round, Run, SelfEdit
@@ -139,25 +138,6 @@ def _rounds(run: Run) -> Table:
             plus_minus(round_.gain) if round_.HasField("gain") else "",
         )
     return table
-
-
-def preferences_table(chosen: Mapping[str, Preferences]) -> Table:
-    """A column for each time, such as "before RL"."""
-    table = Table(title="What the teacher chooses", title_justify="left", title_style="bold")
-    table.add_column("")
-    for when in chosen:
-        table.add_column(when, justify="right")
-    all_ = chosen.values()
-    for group in next(iter(all_)).groups:
-        table.add_row(f"practises with {group} augmentations", *(f"{each.groups[group]:.0%}" for each in all_))
-    table.add_row("loss on outputs only", *(f"{each.outputs_only:.0%}" for each in all_))
-    table.add_row("learning rate, quartiles", *(_quartiles(each.learning_rates) for each in all_))
-    table.add_row("epochs, quartiles", *(_quartiles(each.epochs) for each in all_))
-    return table
-
-
-def _quartiles(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.2g}" for value in values)
 
 
 def _version(policy: str) -> str:

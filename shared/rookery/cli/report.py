@@ -1,4 +1,4 @@
-"""The files that a quickstart leaves: `report.json` and `report.svg`."""
+"""The files that a quickstart leaves: figures in JSON and a plot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rookery.cli.preferences import Preferences
+from rookery.cli.choices import Choices, Quartiles
 from rookery.v1.run_service_pb2 import Run
 
 BEFORE = "self-edits before RL"
@@ -18,21 +18,9 @@ PRACTICE_ALONE = "passage only"
 """Of tasks: practice without a configuration, at the run's own settings."""
 
 
-def write_json(run: Run, path: Path, *, seconds: float) -> None:
-    """Rows of the table, comparisons, and how long it took."""
-    path.write_text(json.dumps(_content(run, seconds), indent=2) + "\n", encoding="utf-8")
-
-
-def write_few_shot_json(run: Run, chosen: Mapping[str, Preferences], path: Path, *, seconds: float) -> None:
-    """As `write_json`, with what the teacher chooses, before and after."""
-    preferences = {when: asdict(each) for when, each in chosen.items()}
-    path.write_text(
-        json.dumps({**_content(run, seconds), "preferences": preferences}, indent=2) + "\n", encoding="utf-8"
-    )
-
-
-def _content(run: Run, seconds: float) -> dict[str, Any]:
-    return {
+def write_json(run: Run, path: Path, *, seconds: float, chosen: Mapping[str, Choices | None] | None = None) -> None:
+    """Rows of the table, comparisons, how long it took; and what the teacher chose, before and after."""
+    content: dict[str, Any] = {
         "run": run.name,
         "seconds": round(seconds, 1),
         "rows": [
@@ -50,6 +38,9 @@ def _content(run: Run, seconds: float) -> dict[str, Any]:
             for c in run.comparisons
         ],
     }
+    if chosen:
+        content["choices"] = {when: asdict(each) if each else None for when, each in chosen.items()}
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_svg(run: Run, path: Path) -> None:
@@ -80,7 +71,7 @@ def write_svg(run: Run, path: Path) -> None:
     pyplot.close(figure)
 
 
-def write_few_shot_svg(run: Run, chosen: Mapping[str, Preferences], path: Path) -> None:
+def write_few_shot_svg(run: Run, chosen: Mapping[str, Choices | None], path: Path) -> None:
     """The rows of the report, and which configurations the teacher came to prefer."""
     import matplotlib
 
@@ -95,12 +86,13 @@ def write_few_shot_svg(run: Run, chosen: Mapping[str, Preferences], path: Path) 
     scores.barh([m.name for m in rows], [m.mean for m in rows], xerr=errors, color="0.6", capsize=3)
     scores.invert_yaxis()
     scores.set_xlabel("share of the test puzzles solved")
-    width = 0.8 / len(chosen)
-    for number, (when, each) in enumerate(chosen.items()):
+    known = {when: each for when, each in chosen.items() if each}
+    for number, (when, each) in enumerate(known.items()):
         counted = {**each.groups, "loss on\noutputs": each.outputs_only}
+        width = 0.8 / len(known)
         shares.bar([i + number * width for i in range(len(counted))], [*counted.values()], width, label=when)
         shares.set_xticks([i + 0.4 - width / 2 for i in range(len(counted))], [*counted])
-        x, x_error = _middle(each.learning_rates)
+        x, x_error = _middle(each.learning_rate)
         y, y_error = _middle(each.epochs)
         rates.errorbar([x], [y], xerr=x_error, yerr=y_error, marker="o", capsize=4, label=when)
     shares.set_ylabel("share of configurations")
@@ -112,7 +104,7 @@ def write_few_shot_svg(run: Run, chosen: Mapping[str, Preferences], path: Path) 
     pyplot.close(figure)
 
 
-def _middle(quartiles: tuple[float, float, float]) -> tuple[float, list[list[float]]]:
+def _middle(quartiles: Quartiles) -> tuple[float, list[list[float]]]:
     """The median, and how far below and above it the others are."""
     low, middle, high = quartiles
     return middle, [[middle - low], [high - middle]]

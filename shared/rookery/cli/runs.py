@@ -73,9 +73,9 @@ def create(
         Optional[RewardName],  # noqa: UP045
         typer.Option(help="What pays; by default loglik, for tasks exact."),
     ] = None,
-    measure: Annotated[
+    test_grader: Annotated[
         Optional[RewardName],  # noqa: UP045
-        typer.Option(help="What the report counts on the contexts to measure on; by default what pays."),
+        typer.Option(help="What contexts to measure on are scored by, and the report; by default what pays."),
     ] = None,
     keep_without_gain: Annotated[bool, typer.Option(help="Keep the best self-edit even if it does not help.")] = False,
     optimiser: Annotated[
@@ -137,7 +137,7 @@ def create(
         seeds=seeds,
         test_self_edits=test_self_edits,
         reward=grader(reward),
-        measure=grader(measure),
+        test_grader=grader(test_grader),
         keep_without_gain=keep_without_gain,
         control=control,
         baselines=baseline,

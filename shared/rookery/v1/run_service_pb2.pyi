@@ -83,7 +83,7 @@ class Run(_message.Message):
 
     @_builtins.property
     def measurements(self) -> _containers.RepeatedCompositeFieldContainer[_measurement_pb2.Measurement]:
-        """Output only. Rows of the report, in order, by the plan's `measure`."""
+        """Output only. Rows of the report, in order, by the plan's `test_grader`."""
 
     @_builtins.property
     def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[_measurement_pb2.Comparison]:
@@ -216,7 +216,7 @@ class RunPlan(_message.Message):
     RACE_CONFIDENCE_FIELD_NUMBER: _builtins.int
     RETENTION_TEXTS_FIELD_NUMBER: _builtins.int
     BASELINES_FIELD_NUMBER: _builtins.int
-    MEASURE_FIELD_NUMBER: _builtins.int
+    TEST_GRADER_FIELD_NUMBER: _builtins.int
     rounds: _builtins.int
     """Optional. Rounds of training. Range 0-100; 0 only measures. Default 2."""
     style: _builtins.str
@@ -249,7 +249,7 @@ class RunPlan(_message.Message):
     """Optional. Racing: how sure it must be that a self-edit is behind before it gets no more trials. Range (0.5, 1);
     default 0.8.
     """
-    measure: _recipe_pb2.Grader.ValueType
+    test_grader: _recipe_pb2.Grader.ValueType
     """Optional. What trials on the test contexts are scored by, and with them the report. Default: as `reward`. What pays
     in small steps, such as GRADER_CELLS, may be learned by while the report counts what is exactly right.
     """
@@ -311,11 +311,11 @@ class RunPlan(_message.Message):
         race_confidence: _builtins.float | None = ...,
         retention_texts: _abc.Iterable[_builtins.str] | None = ...,
         baselines: _abc.Iterable[_builtins.str] | None = ...,
-        measure: _recipe_pb2.Grader.ValueType = ...,
+        test_grader: _recipe_pb2.Grader.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_race_confidence", b"_race_confidence", "_redraws", b"_redraws", "_rounds", b"_rounds", "optimiser", b"optimiser", "race_confidence", b"race_confidence", "redraws", b"redraws", "reward_shape", b"reward_shape", "rounds", b"rounds", "sampling", b"sampling", "student_recipe", b"student_recipe", "teacher_recipe", b"teacher_recipe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_race_confidence", b"_race_confidence", "_redraws", b"_redraws", "_rounds", b"_rounds", "baselines", b"baselines", "control", b"control", "keep_without_gain", b"keep_without_gain", "measure", b"measure", "optimiser", b"optimiser", "race_confidence", b"race_confidence", "redraws", b"redraws", "retention_texts", b"retention_texts", "reward", b"reward", "reward_shape", b"reward_shape", "rounds", b"rounds", "sampling", b"sampling", "seed", b"seed", "seed_allocation", b"seed_allocation", "seeds", b"seeds", "self_edits", b"self_edits", "student_recipe", b"student_recipe", "style", b"style", "teacher_recipe", b"teacher_recipe", "test_self_edits", b"test_self_edits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_race_confidence", b"_race_confidence", "_redraws", b"_redraws", "_rounds", b"_rounds", "baselines", b"baselines", "control", b"control", "keep_without_gain", b"keep_without_gain", "optimiser", b"optimiser", "race_confidence", b"race_confidence", "redraws", b"redraws", "retention_texts", b"retention_texts", "reward", b"reward", "reward_shape", b"reward_shape", "rounds", b"rounds", "sampling", b"sampling", "seed", b"seed", "seed_allocation", b"seed_allocation", "seeds", b"seeds", "self_edits", b"self_edits", "student_recipe", b"student_recipe", "style", b"style", "teacher_recipe", b"teacher_recipe", "test_grader", b"test_grader", "test_self_edits", b"test_self_edits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__race_confidence: _TypeAlias = _typing.Literal["race_confidence"]  # noqa: Y015
     _WhichOneofArgType__race_confidence: _TypeAlias = _typing.Literal["_race_confidence", b"_race_confidence"]  # noqa: Y015
@@ -496,7 +496,7 @@ class Round(_message.Message):
     """Output only. Those of `trials_done` whose self-edit could not be used, such as a configuration that is none."""
     @_builtins.property
     def gain(self) -> _measurement_pb2.Measurement:
-        """Output only. Mean gain of its trials."""
+        """Output only. Mean gain of its trials: by the plan's `reward`, on test contexts by its `test_grader`."""
 
     def __init__(
         self,
