@@ -310,6 +310,18 @@ BAD: dict[str, tuple[Callable[[Client], Any], grpc.StatusCode, str, dict[str, st
         "INVALID_FIELD",
         {"field": "plan.test_grader"},
     ),
+    "tested by a grader of another release": (
+        lambda client: client.create_run(a_run(plan=RunPlan(test_grader=99))),  # type: ignore[arg-type]
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "plan.test_grader"},
+    ),
+    "paid by a grader of another release": (
+        lambda client: client.create_run(a_run(plan=RunPlan(reward=99))),  # type: ignore[arg-type]
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "plan.reward"},
+    ),
     "nothing to forget": (
         lambda client: client.create_run(a_run(plan=RunPlan(reward_shape=RunPlan.RewardShape(forgetting=1)))),
         grpc.StatusCode.INVALID_ARGUMENT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,16 +106,11 @@ def test_test_contexts_may_be_scored_by_another_grader(database: Database, worke
 def test_a_judge_is_asked_only_where_it_counts(database: Database, workers: Workers) -> None:
     workers.grades = ("exact", "loglik", "judge")
     make_run(database, replace(PLAN, reward=Reward.EXACT, test_grader=Reward.JUDGE))
-    asked: set[tuple[Split | None, bool]] = set()
-    while messages := workers.messages():
-        for job_id, epoch in messages:
-            workers.claim(job_id, epoch)
-            with database.read() as session:
-                job = session.get_one(Job, job_id)
-                split = session.get_one(Round, job.round).split
-            if job.kind is JobKind.EVALUATE:
-                asked.add((split, claimed(database, job).evaluate.judge))
-            workers.complete(job_id, epoch)
+    asked = {
+        (round_.split, work.evaluate.judge)
+        for round_, work in all_claims(database, workers)
+        if work.HasField("evaluate")
+    }
     assert asked == {(Split.TRAIN, False), (Split.TEST, True)}
 
 
@@ -220,6 +216,18 @@ def claimed(database: Database, job: Job) -> ClaimResponse:
     with database.read() as session:
         fill_work(session, session.get_one(Job, job.id), response)
     return response
+
+
+def all_claims(database: Database, workers: Workers) -> Iterator[tuple[Round, ClaimResponse]]:
+    """Of each job until there is nothing to do, its round and what its claim hands out; then it is completed."""
+    while messages := workers.messages():
+        for job_id, epoch in messages:
+            workers.claim(job_id, epoch)
+            with database.read() as session:
+                job = session.get_one(Job, job_id)
+                round_ = session.get_one(Round, job.round)
+            yield round_, claimed(database, job)
+            workers.complete(job_id, epoch)
 
 
 def improve_jobs(database: Database, purpose: Purpose) -> list[Job]:
@@ -519,16 +527,11 @@ def test_penalties_decide_what_is_kept(database: Database, workers: Workers) -> 
 def test_texts_are_drawn_again_where_nothing_is_measured(database: Database, workers: Workers) -> None:
     workers.redrawn = 1
     name = make_run(database, replace(PLAN, rounds=1, control=False))
-    redraws: dict[Purpose, int] = {}
-    while messages := workers.messages():
-        for job_id, epoch in messages:
-            workers.claim(job_id, epoch)
-            with database.read() as session:
-                job = session.get_one(Job, job_id)
-                purpose = session.get_one(Round, job.round).purpose
-            if job.kind is JobKind.GENERATE:
-                redraws[purpose] = claimed(database, job).generate.redraws
-            workers.complete(job_id, epoch)
+    redraws = {
+        round_.purpose: work.generate.redraws
+        for round_, work in all_claims(database, workers)
+        if work.HasField("generate")
+    }
     assert redraws == {Purpose.TRAIN: 2, Purpose.TEST: 0}
     with database.read() as session:
         assert any("4 drawn again" in event.message for event in events_after(session, name, 0, limit=1000))

@@ -22,7 +22,6 @@ from rookery_shared.wire import recipe_from_proto, retention_texts_from_proto, s
 ENGINES = ("transformers", "vllm", REMOTE_ENGINE)
 DTYPES = ("float32", "bfloat16")
 _PROFILE_NAME = re.compile(r"profiles/[a-z0-9-]{1,40}")
-_REWARDS = {number: reward for reward, number in GRADERS.items()}
 _ALLOCATIONS = {number: allocation for allocation, number in ALLOCATIONS.items()}
 _ROLES = {number: role for role, number in ROLES.items()}
 
@@ -40,7 +39,7 @@ def run_plan_from_proto(session: Session, run: run_service_pb2.Run) -> RunPlan:
         self_edits=_within(plan.self_edits or default.self_edits, 1, 64, "plan.self_edits"),
         seeds=_within(plan.seeds or default.seeds, 1, 16, "plan.seeds"),
         test_self_edits=_within(plan.test_self_edits or default.test_self_edits, 1, 64, "plan.test_self_edits"),
-        reward=_reward(plan.reward, domain),
+        reward=_reward(plan.reward, domain, field="plan.reward"),
         keep_without_gain=plan.keep_without_gain,
         control=plan.control,
         optimiser=optimiser,
@@ -53,7 +52,7 @@ def run_plan_from_proto(session: Session, run: run_service_pb2.Run) -> RunPlan:
         reward_shape=_reward_shape(plan.reward_shape),
         retention_texts=_retention_texts(plan),
         baselines=tuple(plan.baselines),
-        test_grader=_test_grader(plan, domain),
+        test_grader=_reward(plan.test_grader or plan.reward, domain, field="plan.test_grader"),
         redraws=_redraws(plan.redraws, "plan.redraws") if plan.HasField("redraws") else _usual_redraws(optimiser),
     )
 
@@ -67,7 +66,7 @@ def adaptation_plan_from_proto(session: Session, asked: adaptation_service_pb2.A
         style=asked.style or find_domain(domain).styles[0],
         self_edits=_within(asked.self_edits or default.self_edits, 1, 64, "self_edits"),
         seeds=_within(asked.seeds or default.seeds, 1, 16, "seeds"),
-        reward=_reward(asked.reward, domain),
+        reward=_reward(asked.reward, domain, field="reward"),
         sampling=_sampling(session, asked.teacher, asked.sampling),
         student_recipe=_student_recipe(asked.recipe, domain, field="recipe"),
         seed=_seed(asked.seed, "seed"),
@@ -130,16 +129,13 @@ def _optimiser(message: run_service_pb2.PolicyOptimiser) -> RestEm | Grpo:
     return chosen
 
 
-def _reward(grader: int, domain: str) -> Reward:
-    default = Reward(find_domain(domain).rewards[0])
-    return _REWARDS.get(grader, default)  # type: ignore[call-overload, no-any-return]  # an enum's number
-
-
-def _test_grader(plan: run_service_pb2.RunPlan, domain: str) -> Reward:
-    asked, field = plan.test_grader, "plan.test_grader"
-    if asked and asked not in _REWARDS:
-        raise InvalidField(f"{field}: there is no grader {asked}", field=field)
-    return _reward(asked or plan.reward, domain)
+def _reward(grader: int, domain: str, *, field: str) -> Reward:
+    if not grader:
+        return Reward(find_domain(domain).rewards[0])
+    for reward, number in GRADERS.items():
+        if number == grader:
+            return reward
+    raise InvalidField(f"{field}: there is no grader {grader}", field=field)
 
 
 def _student_recipe(message: recipe_pb2.LoraRecipe, domain: str, *, field: str) -> LoraRecipe:

@@ -77,15 +77,20 @@ def create(
         ),
     )
     with Client(server) as client:
-        try:
-            created = client.create_profile(profile)
-        except CallFailed as error:
-            if not if_absent or error.reason != "NAME_TAKEN":
-                raise
-            created = client.get_profile(profile.name)
-            if not is_as_asked(created, profile):
-                raise
-        _show(created, as_json=json)
+        _show(ensure_profile(client, profile) if if_absent else client.create_profile(profile), as_json=json)
+
+
+def ensure_profile(client: Client, profile: Profile) -> Profile:
+    """As it is now; made, if it is absent. Raises CallFailed, NAME_TAKEN, if another has its name."""
+    try:
+        return client.create_profile(profile)
+    except CallFailed as error:
+        if error.reason != "NAME_TAKEN":
+            raise
+        found = client.get_profile(profile.name)
+        if not is_as_asked(found, profile):
+            raise
+        return found
 
 
 def is_as_asked(found: Profile, asked: Profile) -> bool:

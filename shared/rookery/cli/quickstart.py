@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rookery.cli.models import TINY, is_as_asked, resolve_source
+from rookery.cli.models import TINY, ensure_profile, resolve_source
 from rookery.cli.options import DEFAULT_FOLDER, DEFAULT_SERVER, Folder, Json, Seed
 from rookery.cli.render import as_dict, console, duration, print_json
 from rookery.cli.report import write_json, write_svg
 from rookery.cli.runs import follow_run
 from rookery.cli.up import require_local
 from rookery.client import Client, Recipe, Sampling
-from rookery.errors import CallFailed
 from rookery.v1.adaptation_service_pb2 import STATE_RUNNING
 from rookery.v1.context_pb2 import Context, Question
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER, Limits, ModelSource, Profile, Role
@@ -100,11 +99,7 @@ def register(
     profile = Profile(
         name=name, role=role, model=ModelSource(source=resolve_source(model)), engine=engine, limits=limits
     )
-    try:
-        client.create_profile(profile)
-    except CallFailed as error:
-        if error.reason != "NAME_TAKEN" or not is_as_asked(client.get_profile(name), profile):
-            raise
+    ensure_profile(client, profile)
     if role == ROLE_TEACHER:
         client.set_active_policy(f"{name}/policies/0")
 
