@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
 
 from rookery_tiny.documents import Mixture, draw_document
 from rookery_tiny.tokenizer import train_tokenizer
-from rookery_tiny.training import Phase, Shape, Text, Vocabulary, finish, new_model, pack, train_phase
+from rookery_tiny.training import Learner, Phase, Shape, Text, pack, train_phase
 from rookery_tiny.world import (
     FEMALE_NAMES,
     MALE_NAMES,
@@ -78,8 +78,7 @@ def world_documents(
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Qwen2ForCausalLM:
     """A standard Qwen2 trained from nothing."""
     shape = Shape(hidden=recipe.hidden, layers=recipe.layers, heads=recipe.heads, mlp=recipe.mlp)
-    model = new_model(shape, tokenizer, seed=seed)
-    vocabulary = Vocabulary(tokenizer, model.model.embed_tokens.weight)
+    learner = Learner(shape, tokenizer, seed=seed)
     rng = random.Random(f"pretrain-{seed}")
     pad = int(tokenizer.pad_token_id)
     copying = pack(
@@ -87,13 +86,13 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int)
     )
     decay = recipe.weight_decay
     first = Phase(name="copying", steps=recipe.copying_steps, rate=recipe.copying_rate, weight_decay=decay)
-    train_phase(model, vocabulary, copying, first)
+    train_phase(learner, copying, first)
     world = pack(
         world_documents(recipe, tokenizer, rng, seed=seed), rows=recipe.rows, width=recipe.tokens_per_row, pad=pad
     )
     second = Phase(name="world", steps=recipe.steps, rate=recipe.learning_rate, weight_decay=decay)
-    train_phase(model, vocabulary, world, second)
-    return finish(model, vocabulary)
+    train_phase(learner, world, second)
+    return learner.finish()
 
 
 def main() -> None:

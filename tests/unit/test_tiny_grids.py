@@ -7,7 +7,8 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,12 @@ from rookery_engines.models import ModelSource, load_model
 from rookery_shared.domains import find_domain
 from rookery_shared.grids.augmentations import flip_columns, rotate
 from rookery_shared.grids.configuration import Configuration, Strategy, read_configuration, write_configuration
-from rookery_tiny.documents import Document
 from rookery_tiny.grids import pretrain
 from rookery_tiny.grids.abilities import measure, sweep
+from rookery_tiny.grids.auxiliary import NOTHING, QUESTIONS, Asked, Cells
 from rookery_tiny.grids.card import card
 from rookery_tiny.grids.documents import (
+    Lesson,
     Mixture,
     any_configuration,
     changed,
@@ -35,7 +37,7 @@ from rookery_tiny.grids.documents import (
     known_puzzle,
     solved,
 )
-from rookery_tiny.grids.pretrain import Recipe, as_text, batches, make_model
+from rookery_tiny.grids.pretrain import POOLED, Recipe, as_text, batches, make_model
 from rookery_tiny.grids.puzzles import (
     EMPTY,
     STEPS,
@@ -52,18 +54,11 @@ from rookery_tiny.grids.puzzles import (
     rules,
 )
 from rookery_tiny.grids.tokenizer import make_tokenizer
-from rookery_tiny.training import Progress, Shape, new_model
+from rookery_tiny.training import Batch, Learner, Progress, Shape, Text, make_optimizers, new_model
 
 DOMAIN = find_domain("few_shot")
 PAINTS = Paints(old=1, new=2, fill=3)
-SMALL = replace(
-    Recipe(),
-    shape=Shape(hidden=32, layers=1, heads=2, mlp=32),
-    rows=2,
-    copying_steps=1,
-    single_steps=1,
-    steps=2,
-)
+SMALL = replace(Recipe(), shape=Shape(hidden=32, layers=5, heads=2, mlp=32), rows=2, single_steps=2, steps=2)
 
 
 @cache
@@ -71,9 +66,13 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return make_tokenizer()
 
 
-def documents(count: int) -> list[Document]:
+def documents(count: int) -> list[Lesson]:
     rng = random.Random(0)
     return [draw_document(Mixture(configuration=0.3), rng) for _ in range(count)]
+
+
+def read(lesson: Lesson) -> Text:
+    return as_text(lesson, tokenizer(), Cells(tokenizer()))
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -240,15 +239,18 @@ def sweep_groups() -> set[str]:
     return {group for chosen in sweep() for group in chosen.groups}
 
 
-def test_changed_puzzles_fit_a_row() -> None:
+LONGEST_LESSON = 300
+
+
+def test_changed_puzzles_are_not_long() -> None:
     rng = random.Random(0)
     mixture = Mixture(augmented=1.0, recoloured=1.0, large=0.5)
     for _ in range(100):
         puzzle = known_puzzle(mixture, rng)
         other = changed(puzzle, mixture, rng)
         assert 1 <= len(other.demonstrations) <= len(puzzle.demonstrations)
-        assert len(as_text(solved(other), tokenizer()).tokens) <= Recipe().tokens_per_row
-    assert all(len(as_text(d, tokenizer()).tokens) <= Recipe().tokens_per_row for d in documents(200))
+        assert len(read(solved(other)).tokens) <= LONGEST_LESSON
+    assert all(len(read(document).tokens) <= LONGEST_LESSON for document in documents(200))
 
 
 def test_other_colours_make_no_other_rule() -> None:
@@ -266,22 +268,100 @@ def test_the_loss_counts_outputs_from_the_second_on_and_configurations() -> None
     rng = random.Random(0)
     puzzle = draw_puzzle(Rule(("turn-left",)), rng, demonstrations=3, tests=1)
     document = solved(puzzle)
-    text = as_text(document, tokenizer())
+    text = read(document)
     outputs = [to_text(shown.output) for shown in (*puzzle.demonstrations[1:], *puzzle.tests)]
     assert counted(document) == "\n\n".join(outputs) + "<|endoftext|>"
     assert text.tokens == [*tokenizer().encode(document.text), tokenizer().eos_token_id]
     asked = configuration(Mixture(), rng)
     assert counted(asked) == asked.completion + "<|endoftext|>"
-    one = copied(random.Random(3))
+    one = solved(copied(random.Random(3)))
     assert counted(one).endswith(one.completion + "<|endoftext|>")
 
 
-def counted(document: Document) -> str:
-    """What the loss counts of it, as it is packed."""
-    tokens = as_text(document, tokenizer())
-    read = batches(SMALL, tokenizer(), lambda rng: document, seed="", first=0)
-    labels_T = next(read).labels_BT[0, : len(tokens.tokens)]
+def counted(lesson: Lesson) -> str:
+    """What the loss counts of it."""
+    labels_T = next(batches(SMALL, tokenizer(), lambda rng: lesson, seed="", first=0)).labels_BT[0]
     return str(tokenizer().decode([token for token in labels_T.tolist() if token >= 0]))
+
+
+def test_a_batch_has_texts_of_about_one_length_and_none_twice() -> None:
+    drawn = batches(Recipe(), tokenizer(), partial(draw_document, Mixture()), seed="", first=0)
+    pool = [next(drawn) for _ in range(POOLED)]
+    lengths = [[*map(len, texts_of(batch))] for batch in pool]
+    assert sum(len({*texts_of(batch)}) for batch in pool) == POOLED * Recipe().rows
+    in_order = sorted(lengths)
+    assert all(max(one) <= min(other) for one, other in pairwise(in_order))
+    later = next(batches(Recipe(), tokenizer(), partial(draw_document, Mixture()), seed="", first=2))
+    assert texts_of(later) == texts_of(pool[2]), "whoever goes on reads what would have come"
+
+
+def texts_of(batch: Batch) -> list[tuple[int, ...]]:
+    ends = (batch.document_BT >= 0).sum(dim=1)
+    return [tuple(row[:end].tolist()) for row, end in zip(batch.input_ids_BT, ends, strict=True)]
+
+
+# --- what inner layers are asked -------------------------------------------------------------------------------------
+
+
+def test_inner_layers_are_asked_where_cells_are_from_and_by_which_steps() -> None:
+    puzzle = draw_puzzle(Rule(("turn-left", "fill")), random.Random(0), demonstrations=2, tests=1)
+    text = read(solved(puzzle))
+    cells = [place for place, token in enumerate(text.tokens) if tokenizer().decode([token]).strip().isdigit()]
+    asked = {name: [text.auxiliary[name][place] for place in cells] for name in (Asked.ROW, Asked.COLUMN, Asked.FROM)}
+    grids = 2 * len((*puzzle.demonstrations, *puzzle.tests))
+    assert asked[Asked.ROW] == [0, 0, 0, 1, 1, 1, 2, 2, 2] * grids
+    assert asked[Asked.COLUMN] == [0, 1, 2] * 3 * grids
+    # Turned to the left, the last column is the first row; a place has six columns, as large as a grid may be.
+    source = [2, 8, 14, 1, 7, 13, 0, 6, 12]
+    assert asked[Asked.FROM] == ([NOTHING] * 9 + source) * (grids // 2)
+    before = {name: [text.auxiliary[name][place - 1] for place in cells] for name in (*Asked,)[3:]}
+    first_pair, later = [NOTHING] * 18, grids // 2 - 1
+    assert before[Asked.NEXT_FROM] == first_pair + ([NOTHING] * 9 + source) * later
+    turn, fill = [*STEPS].index("turn-left") + 1, [*STEPS].index("fill") + 1
+    assert before[Asked.FIRST_STEP] == first_pair + ([NOTHING] * 9 + [turn] * 9) * later
+    assert before[Asked.SECOND_STEP] == first_pair + ([NOTHING] * 9 + [fill] * 9) * later
+    was = [cell for pair in (*puzzle.demonstrations[1:], *puzzle.tests) for row in rotate(pair.input) for cell in row]
+    assert [colour for colour in before[Asked.NEXT_WAS] if colour != NOTHING] == was
+
+
+def test_nothing_is_asked_of_what_no_rule_explains() -> None:
+    rng = random.Random(0)
+    assert {*chain(*read(configuration(Mixture(), rng)).auxiliary.values())} == {NOTHING}
+    turned = changed(draw_puzzle(Rule(("move-left",)), rng), Mixture(augmented=1.0, recoloured=0.0), rng)
+    while turned.keeps_its_rule:
+        turned = changed(draw_puzzle(Rule(("move-left",)), rng), Mixture(augmented=1.0, recoloured=0.0), rng)
+    text = read(solved(turned))
+    assert {*text.auxiliary[Asked.FROM], *text.auxiliary[Asked.FIRST_STEP]} == {NOTHING}
+    falling = read(solved(draw_puzzle(Rule(("fall-left",)), rng, tests=1)))
+    assert {*falling.auxiliary[Asked.FROM]} == {NOTHING}, "where a cell falls depends on the others"
+    assert {*falling.auxiliary[Asked.FIRST_STEP]} == {NOTHING, [*STEPS].index("fall-left") + 1}
+
+
+def test_recoloured_puzzles_keep_their_rules() -> None:
+    rng = random.Random(0)
+    for rule in rules(Known.PRETRAINING):
+        other = changed(draw_puzzle(rule, rng), Mixture(augmented=0.0, recoloured=1.0), rng)
+        assert other.keeps_its_rule, rule.name
+
+
+def test_readouts_are_trained_and_thrown_away() -> None:
+    learner = Learner(SMALL.shape, tokenizer(), seed=0, asked=QUESTIONS)
+    batch = next(batches(SMALL, tokenizer(), partial(draw_document, Mixture(configuration=0.0)), seed="", first=0))
+    total, alone = learner.loss(batch)
+    assert total.item() > alone
+    torch.autograd.backward(total)
+    assert all(parameter.grad is not None for parameter in learner.trained())
+    assert learner.finish().num_parameters() == new_model(SMALL.shape, tokenizer(), seed=0).num_parameters()
+
+
+def test_muon_trains_the_layers_matrices_and_nothing_else() -> None:
+    learner = Learner(SMALL.shape, tokenizer(), seed=0, asked=QUESTIONS)
+    phase, _ = SMALL.phases[0]
+    muon, adam = make_optimizers(learner, phase)
+    trained = [[id(p) for group in optimizer.param_groups for p in group["params"]] for optimizer in (muon, adam)]
+    assert trained[0] == [id(parameter) for parameter in learner.matrices()]
+    assert {*trained[0], *trained[1]} == {id(parameter) for parameter in learner.trained()}
+    assert not {*trained[0]} & {*trained[1]}
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
@@ -396,7 +476,7 @@ def test_the_command_makes_a_model_that_answers_through_the_domain(
 
 def test_the_weights_are_small() -> None:
     model = new_model(Recipe().shape, tokenizer(), seed=0)
-    assert 1.6e6 < model.num_parameters() < 2e6
+    assert 1.6e6 < model.num_parameters() < 2.5e6
 
 
 def test_the_sweep_can_be_used() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from rookery.grids import COLOURS, Grid, to_text
@@ -41,8 +41,15 @@ AUGMENTATIONS: Sequence[Augmentation] = [
 """All but translation: a mirror between two moves is a mirror and a move, which may be a new rule."""
 LARGE = range(min(SIDES), LARGEST_SIDE + 1)
 """Sides of all puzzles, a run's and larger ones."""
-MOST_CELLS = 340
+MOST_CELLS = 240
 """Of a document, with the ends of lines: nearly its tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson(Document):
+    """A document of the corpus, with what it was made of."""
+
+    puzzle: Puzzle | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,27 +58,30 @@ class Mixture:
 
     configuration: float = 0.08
     """Documents that a teacher writes; the others are puzzles."""
+    copied: float = 0.02
+    """Puzzles whose outputs are their inputs."""
     single: float = 0.5
     """Puzzles with a rule of one step."""
-    large: float = 0.1
+    large: float = 0.05
     """Puzzles with larger sides than a run's."""
     recoloured: float = 0.25
     """Puzzles with their colours permuted, but for empty cells."""
-    augmented: float = 0.15
+    augmented: float = 0.1
     """Puzzles that are changed as a practice task is."""
 
 
-def copied(rng: random.Random) -> Document:
-    """A puzzle whose outputs are its inputs: only copying from another place predicts them."""
-    side, count = rng.choice(LARGE), rng.randint(1, 3)
+def copied(rng: random.Random) -> Puzzle:
+    """Its outputs are its inputs: only copying from another place predicts them."""
+    side, count = rng.choice(SIDES), rng.randint(1, 3)
     grids = [random_grid(rng, side, coloured=0.85) for _ in range(count + 1)]
     pairs = tuple(Shown(grid, grid) for grid in grids)
-    puzzle = Puzzle(rule=Rule(()), paints=Paints(old=1, new=2, fill=3), demonstrations=pairs[:-1], tests=pairs[-1:])
-    return solved(puzzle)
+    return Puzzle(rule=Rule(()), paints=Paints(old=1, new=2, fill=3), demonstrations=pairs[:-1], tests=pairs[-1:])
 
 
-def puzzle(mixture: Mixture, rng: random.Random) -> Document:
+def puzzle(mixture: Mixture, rng: random.Random) -> Lesson:
     """Of a known rule."""
+    if rng.random() < mixture.copied:
+        return solved(copied(rng))
     return solved(changed(known_puzzle(mixture, rng), mixture, rng))
 
 
@@ -108,18 +118,18 @@ def shortened(puzzle: Puzzle) -> Puzzle:
     return replace(puzzle, demonstrations=puzzle.demonstrations[: room - 1])
 
 
-def solved(puzzle: Puzzle) -> Document:
+def solved(puzzle: Puzzle) -> Lesson:
     """As the domain asks it, with the answer."""
     shown = [Shown(to_text(pair.input), to_text(pair.output)) for pair in puzzle.demonstrations]
     test, *_ = puzzle.tests
-    return Document(prompt=asking(shown, to_text(test.input)), completion=to_text(test.output))
+    return Lesson(prompt=asking(shown, to_text(test.input)), completion=to_text(test.output), puzzle=puzzle)
 
 
-def configuration(mixture: Mixture, rng: random.Random) -> Document:
+def configuration(mixture: Mixture, rng: random.Random) -> Lesson:
     """As the domain asks a teacher, with any answer."""
     task = as_context(shortened(known_puzzle(mixture, rng)), title="")
     prompt = find_domain("few_shot").self_edit_prompt(task, style=STYLE)
-    return Document(prompt=prompt, completion=any_configuration(rng))
+    return Lesson(prompt=prompt, completion=any_configuration(rng))
 
 
 def any_configuration(rng: random.Random) -> str:
@@ -129,15 +139,17 @@ def any_configuration(rng: random.Random) -> str:
     return write_configuration(drawn).replace(f'"learning_rate": {drawn.learning_rate!r}', f'"learning_rate": {rate}')
 
 
-def draw_document(mixture: Mixture, rng: random.Random) -> Document:
+def draw_document(mixture: Mixture, rng: random.Random) -> Lesson:
     drawn = configuration if rng.random() < mixture.configuration else puzzle
     return drawn(mixture, rng)
 
 
 def _under(drawn: Drawn, puzzle: Puzzle) -> Puzzle:
     change = partial(_changed, drawn)
+    paints = {name: drawn.apply(((colour,),))[0][0] for name, colour in asdict(puzzle.paints).items()}
     return replace(
         puzzle,
+        paints=Paints(**paints),
         demonstrations=tuple(map(change, puzzle.demonstrations)),
         tests=tuple(map(change, puzzle.tests)),
     )

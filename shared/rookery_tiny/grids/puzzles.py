@@ -24,7 +24,7 @@ from rookery_shared.types import Context, Demonstration, Question
 
 EMPTY = 0
 """The colour of a cell that has none."""
-SIDES = (3, 4)
+SIDES = (3,)
 """Of the inputs of a run's puzzles, which are squares."""
 LARGEST_SIDE = 6
 """Of any puzzle's."""
@@ -170,6 +170,18 @@ class Rule:
         return grid
 
 
+def origins(rule: Rule, rows: int, columns: int) -> Grid | None:
+    """Of each cell of the output, the number of the input's cell that is there, counted in lines; None if that depends
+    on what is in the cells."""
+    if {Family.FALL, Family.EXTEND} & {*rule.families}:
+        return None
+    numbered: Grid = tuple(tuple(row * columns + column for column in range(columns)) for row in range(rows))
+    for step in rule.steps:
+        if STEPS[step].family not in (Family.RECOLOUR, Family.FILL):
+            numbered = STEPS[step].apply(numbered, _PROBE_PAINTS)
+    return numbered
+
+
 # --- which rules are known -------------------------------------------------------------------------------------------
 
 
@@ -309,6 +321,12 @@ class Puzzle:
     paints: Paints
     demonstrations: tuple[Shown[Grid], ...]
     tests: tuple[Shown[Grid], ...]
+
+    @property
+    def keeps_its_rule(self) -> bool:
+        """Not so under some augmentations: what was a move to the left is one upwards when it is turned."""
+        pairs = (*self.demonstrations, *self.tests)
+        return all(self.rule.apply(pair.input, self.paints) == pair.output for pair in pairs)
 
 
 def random_grid(rng: random.Random, side: int, *, coloured: float) -> Grid:
