@@ -5,11 +5,15 @@ VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-vllm test-images chaos bench bench-control bench-vllm lint format proto clean
+.PHONY: quickstart quickstart-few-shot test test-vllm test-images chaos bench bench-control bench-vllm lint format proto clean
 
 # A teacher learns to write better self-edits, in minutes, on two CPU cores.
 quickstart: $(VENV)/local
 	$(BIN)/rookery quickstart
+
+# A teacher learns what to practise few-shot tasks by: small puzzles on grids, as in ARC.
+quickstart-few-shot: $(VENV)/local
+	$(BIN)/rookery quickstart-few-shot
 
 # Unit to end to end. Servers are started by the tests, which wait for them more than they compute: so two at a time.
 test: $(VENV)/dev

@@ -1,7 +1,9 @@
-"""What an adapter's files say about it: whether it fits a model, and whether it changes anything."""
+"""What an adapter's files say about it: whether it fits a model, and how much it can change."""
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from pathlib import Path
 
 from safetensors import safe_open
@@ -9,7 +11,7 @@ from torch import nn
 
 from rookery_shared.admission import inspect
 from rookery_shared.errors import AdapterMismatch
-from rookery_shared.peft_format import WEIGHTS, layer_and_factor
+from rookery_shared.peft_format import CONFIG, WEIGHTS, layer_and_factor
 
 
 def check_fits(model: nn.Module, folder: Path, *, name: str) -> None:
@@ -29,10 +31,18 @@ def check_fits(model: nn.Module, folder: Path, *, name: str) -> None:
             raise AdapterMismatch(f"{name} has {key} of shape {shape}; the model needs {expected}", adapter=name)
 
 
-def changes_something(folder: Path) -> bool:
-    """Whether any B factor has a weight that is not zero: without one, an adapter is the base model."""
+def largest_change(folder: Path) -> float:
+    """No weight of the model changes by more: alpha times the largest weights of both factors, of the layer with most.
+
+    0 if no B factor has a weight other than zero: such an adapter is the base model.
+    """
+    alpha = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["lora_alpha"]
+    largest: defaultdict[str, float] = defaultdict(lambda: float(alpha))
     with safe_open(folder / WEIGHTS, framework="pt") as weights:
-        return any(weights.get_tensor(key).any() for key in weights.keys() if layer_and_factor(key)[1] == "B")  # noqa: SIM118  # no mapping
+        for key in weights.keys():  # noqa: SIM118  # no mapping
+            layer, _ = layer_and_factor(key)
+            largest[layer] *= weights.get_tensor(key).abs().max().item()
+    return max(largest.values())
 
 
 def _find(model: nn.Module, path: str) -> tuple[int, int] | None:

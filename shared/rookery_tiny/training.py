@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from rookery_tiny.tokenizer import stems
 
@@ -167,6 +167,39 @@ class Learner(torch.nn.Module):
             self.model.model.embed_tokens.weight.copy_(self.vocabulary.weight_VD())
         self.model.train(mode=False)
         return self.model
+
+
+def as_llama(model: Qwen2ForCausalLM) -> LlamaForCausalLM:
+    """The same function under another name.
+
+    For a Qwen2, AutoTokenizer (transformers 5) makes any tokenizer one of Qwen's own; a Llama keeps what it has.
+    """
+    qwen = model.config
+    config = LlamaConfig(
+        vocab_size=qwen.vocab_size,
+        hidden_size=qwen.hidden_size,
+        intermediate_size=qwen.intermediate_size,
+        num_hidden_layers=qwen.num_hidden_layers,
+        num_attention_heads=qwen.num_attention_heads,
+        num_key_value_heads=qwen.num_key_value_heads,
+        max_position_embeddings=qwen.max_position_embeddings,
+        rms_norm_eps=qwen.rms_norm_eps,
+        rope_parameters=qwen.rope_parameters,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=qwen.eos_token_id,
+        pad_token_id=qwen.pad_token_id,
+    )
+    llama = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]  # transformers
+    missing, unexpected = llama.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected, unexpected
+    biases = dict(llama.named_parameters())
+    for name in missing:
+        assert name.endswith("o_proj.bias"), name
+        torch.nn.init.zeros_(biases[name])
+    llama.train(mode=False)
+    return llama
 
 
 # --- documents -------------------------------------------------------------------------------------------------------

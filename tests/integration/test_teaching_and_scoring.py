@@ -283,6 +283,9 @@ def test_an_engine_that_ignores_adapters_is_found_out(
     nothing = make_adapter(store, str(model_folder), tmp_path / "nothing", text="x ", seed=3, learning_rate=0.0)
     [same] = score(Evaluator(TransformersEngine(ModelSource(source=str(model_folder))), cache), nothing)
     assert [a.text for a in same.after] == [a.text for a in same.before], "an empty adapter is no fault of the engine"
+    hardly = make_adapter(store, str(model_folder), tmp_path / "hardly", text="x ", seed=3, learning_rate=1e-9)
+    [same] = score(Evaluator(Ignorant(ModelSource(source=str(model_folder))), cache), hardly)
+    assert [a.text for a in same.after] == [a.text for a in same.before], "nor one whose effect cannot be seen"
 
 
 def test_another_adapter_s_weights_under_the_name_are_an_error(

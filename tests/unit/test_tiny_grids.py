@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections import Counter
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from rookery.cli.models import resolve_source
 from rookery.grids import COLOURS, Grid, from_text, to_text
 from rookery_engines.constraints import Constraints
 from rookery_engines.models import ModelSource, load_model
@@ -54,7 +56,7 @@ from rookery_tiny.grids.puzzles import (
     rules,
 )
 from rookery_tiny.grids.tokenizer import make_tokenizer
-from rookery_tiny.training import Batch, Learner, Progress, Shape, Text, make_optimizers, new_model
+from rookery_tiny.training import Batch, Learner, Progress, Shape, Text, as_llama, make_optimizers, new_model
 
 DOMAIN = find_domain("few_shot")
 PAINTS = Paints(old=1, new=2, fill=3)
@@ -306,7 +308,7 @@ def texts_of(batch: Batch) -> list[tuple[int, ...]]:
 def test_inner_layers_are_asked_where_cells_are_from_and_by_which_steps() -> None:
     puzzle = draw_puzzle(Rule(("turn-left", "fill")), random.Random(0), demonstrations=2, tests=1)
     text = read(solved(puzzle))
-    cells = [place for place, token in enumerate(text.tokens) if tokenizer().decode([token]).strip().isdigit()]
+    cells = [place for place, token in enumerate(text.tokens) if str(tokenizer().decode([token])).strip().isdigit()]
     asked = {name: [text.auxiliary[name][place] for place in cells] for name in (Asked.ROW, Asked.COLUMN, Asked.FROM)}
     grids = 2 * len((*puzzle.demonstrations, *puzzle.tests))
     assert asked[Asked.ROW] == [0, 0, 0, 1, 1, 1, 2, 2, 2] * grids
@@ -415,7 +417,7 @@ def test_a_text_that_is_held_to_the_schema_may_be_any_configuration_token_by_tok
 # --- a model ---------------------------------------------------------------------------------------------------------
 
 
-def made(path: Path, *, seed: int = 0) -> Qwen2ForCausalLM:
+def made(path: Path, *, seed: int = 0) -> LlamaForCausalLM:
     return make_model(SMALL, tokenizer(), seed=seed, progress=Progress(path / "progress.pt", of="this"))
 
 
@@ -459,7 +461,8 @@ def test_the_command_makes_a_model_that_answers_through_the_domain(
     pretrain.main()
     assert not (tmp_path / "progress.pt").exists()
     model, loaded = load_model(ModelSource(source=str(tmp_path)))
-    assert model.config.model_type == "qwen2"
+    assert model.config.model_type == "llama"
+    assert loaded.encode(documents(1)[0].text) == tokenizer().encode(documents(1)[0].text), "its own tokenizer"
     learn = Configuration(groups=(), strategy=Strategy.OUTPUT, learning_rate=1e-3, epochs=1)
     abilities = measure(model, loaded, asked=1, written=2, practised=1, configurations=[learn])
     assert abilities.held_valid == 1.0
@@ -467,16 +470,36 @@ def test_the_command_makes_a_model_that_answers_through_the_domain(
     [tried] = abilities.tried
     assert tried.configuration == learn
     assert 0.0 <= tried.score.solved <= tried.score.cells <= 1.0
-    content = {"seed": 0, "parameters": model.num_parameters(), **asdict(abilities)}
+    content = {"seed": 0, "parameters": model.num_parameters(), "demonstrations": 2, **asdict(abilities)}
     text = card([content, {**content, "seed": 1}])
     assert "| puzzles | seed 0 | seed 1 |" in text
     assert "| new rules after no augmentations, 0.001 x 1, outputs | 0.000 (" in text
     assert "| can be read, held to the schema | 1.000 | 1.000 |" in text
 
 
-def test_the_weights_are_small() -> None:
-    model = new_model(Recipe().shape, tokenizer(), seed=0)
-    assert 1.6e6 < model.num_parameters() < 2.5e6
+def test_a_llama_computes_what_the_qwen2_did() -> None:
+    qwen = new_model(SMALL.shape, tokenizer(), seed=0)
+    qwen.train(mode=False)
+    ids = torch.tensor([tokenizer().encode(documents(1)[0].text)])
+    with torch.no_grad():
+        assert torch.equal(as_llama(qwen)(input_ids=ids).logits, qwen(input_ids=ids).logits)
+
+
+def test_the_shipped_model_is_small_and_solves_what_it_knows() -> None:
+    folder = Path(resolve_source("tiny-grids"))
+    assert (folder / "model.safetensors").stat().st_size < 8_000_000
+    model, loaded = load_model(ModelSource(source=str(folder)))
+    assert model.num_parameters() < 2.5e6
+    assert loaded.get_vocab() == tokenizer().get_vocab()
+    abilities = measure(model, loaded, asked=12, written=8, practised=0, configurations=[])
+    shipped = json.loads((folder / "abilities.json").read_text())
+    assert shipped["known_single"]["solved"] > 0.8
+    assert abilities.known_single.solved > 0.7
+    assert abilities.held_valid == 1.0
+    assert abilities.new.solved < 0.25, "demonstrations alone often fail"
+    tried = [each["score"]["solved"] for each in shipped["tried"]]
+    assert max(tried) > shipped["new"]["solved"] + 0.2, "the right configuration often succeeds"
+    assert min(tried) < max(tried) - 0.2, "and a poor one fails"
 
 
 def test_the_sweep_can_be_used() -> None:

@@ -17,7 +17,9 @@ from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER, Limits, Mod
 
 app = typer.Typer(help="Teachers and students.", no_args_is_help=True)
 
-TINY = "tiny"
+TINY, TINY_GRIDS = "tiny", "tiny-grids"
+BUILT_IN = {TINY: "model", TINY_GRIDS: "grids/model"}
+"""Folders of the tiny models in their package."""
 
 
 class RoleName(StrEnum):
@@ -29,11 +31,11 @@ ROLES = {RoleName.teacher: ROLE_TEACHER, RoleName.student: ROLE_STUDENT}
 
 
 def resolve_source(model: str) -> str:
-    """A folder as an absolute path; "tiny" as the folder of the built-in model; anything else, a hub name, as it is."""
-    if model == TINY:
+    """A folder as an absolute path; a built-in model's name as its folder; anything else, a hub name, as it is."""
+    if model in BUILT_IN:
         spec = find_spec("rookery_tiny")
         if spec is not None and spec.origin:
-            return str(Path(spec.origin).parent / "model")
+            return str(Path(spec.origin).parent / BUILT_IN[model])
     path = Path(model)
     return str(path.resolve()) if path.is_dir() else model
 
@@ -47,7 +49,10 @@ def create(
     role: Annotated[RoleName, typer.Argument(help="What the model is used as.")],
     name: Annotated[str, typer.Argument(help="A name for the profile: a-z, 0-9 and '-'.")],
     model: Annotated[
-        str, typer.Option(help="A hub name, a folder, s3://bucket/prefix, 'tiny', or the endpoint's name for openai.")
+        str,
+        typer.Option(
+            help="A hub name, a folder, s3://bucket/prefix, 'tiny', 'tiny-grids', or the endpoint's name for openai."
+        ),
     ],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit of the hub.")] = "",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",

@@ -70,13 +70,13 @@ def quickstart(
 
 
 @contextmanager
-def local_cluster(folder: Path, address: str, *, quiet: bool) -> Iterator[None]:
-    """All services for as long as the block lasts; their output goes to files."""
+def local_cluster(folder: Path, address: str, *, quiet: bool, threads: int = 1) -> Iterator[None]:
+    """All services for as long as the block lasts; their output goes to files. `threads` are those of each process."""
     require_local()
     from rookery.local.cluster import Cluster
     from rookery.local.logs import LogView
 
-    cluster = Cluster(folder, address=address, sink=LogView(folder / "logs", None), torch_threads=1)
+    cluster = Cluster(folder, address=address, sink=LogView(folder / "logs", None), torch_threads=threads)
     if not quiet:
         console.print(f"Starting all services on this machine; their logs are in {folder}/logs.", highlight=False)
     cluster.start()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rookery.cli.choices import choices, choices_table
+from rookery.cli.models import TINY_GRIDS
 from rookery.cli.options import DEFAULT_FOLDER, DEFAULT_SERVER, Folder, Json, Seed
 from rookery.cli.quickstart import local_cluster, register, unfinished_run
 from rookery.cli.render import as_dict, console, duration, print_json
@@ -22,8 +22,12 @@ from rookery.v1.run_service_pb2 import Round, Run, RunPlan
 
 TEACHER = "profiles/grid-teacher"
 STUDENT = "profiles/grid-student"
-ROUNDS = 2
-LONGEST_CONFIGURATION, LONGEST_ANSWER = 300, 160
+ROUNDS = 1
+THREADS = 2
+"""Practice takes nearly all of the time, so its process may have both cores."""
+LONGEST_CONFIGURATION, LONGEST_ANSWER = 300, 48
+DEMONSTRATIONS, TESTS = 2, 1
+"""Of a puzzle: with few demonstrations practice is quick, and augmentations matter."""
 STUDENT_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"])
 """A configuration decides the rest."""
 TEACHER_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], epochs=4, learning_rate=2e-3, batch_size=8)
@@ -31,21 +35,21 @@ TEACHER_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], epochs=4, lea
 
 def quickstart_few_shot(
     model: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="A grid model made by rookery_tiny.grids.pretrain.")
-    ],
+        str, typer.Option(help="A grid model made by rookery_tiny.grids.pretrain; the built-in one.")
+    ] = TINY_GRIDS,
     folder: Folder = DEFAULT_FOLDER,
     address: Annotated[str, typer.Option(help="Where the public API listens.")] = DEFAULT_SERVER,
-    train: Annotated[int, typer.Option(help="Puzzles to train on in each round.")] = 16,
-    test: Annotated[int, typer.Option(help="Puzzles to measure on.")] = 48,
+    train: Annotated[int, typer.Option(help="Puzzles to train on in each round.")] = 12,
+    test: Annotated[int, typer.Option(help="Puzzles to measure on.")] = 24,
     self_edits: Annotated[int, typer.Option(help="Configurations for each puzzle to train on.")] = 5,
     seed: Seed = 1,
     json: Json = False,
 ) -> None:
     """Watch a teacher learn what to practise few-shot tasks by: puzzles of grids, as in ARC, whose rules are new."""
     started = time.monotonic()
-    with local_cluster(folder, address, quiet=json), Client(address) as client:
-        register(client, TEACHER, ROLE_TEACHER, str(model), longest=LONGEST_CONFIGURATION)
-        register(client, STUDENT, ROLE_STUDENT, str(model), longest=LONGEST_ANSWER)
+    with local_cluster(folder, address, quiet=json, threads=THREADS), Client(address) as client:
+        register(client, TEACHER, ROLE_TEACHER, model, longest=LONGEST_CONFIGURATION)
+        register(client, STUDENT, ROLE_STUDENT, model, longest=LONGEST_ANSWER)
         name = unfinished_run(client, TEACHER)
         if name is None:
             name = client.create_run(few_shot_run(train=train, test=test, self_edits=self_edits, seed=seed)).name
@@ -70,18 +74,19 @@ def few_shot_run(*, train: int, test: int, self_edits: int, seed: int) -> Run:
     from rookery_shared.wire import context_to_proto
     from rookery_tiny.grids.puzzles import Known, make_contexts
 
-    contexts = make_contexts(Known.TRAIN, ROUNDS * train, seed=seed)
+    contexts = make_contexts(Known.TRAIN, ROUNDS * train, seed=seed, demonstrations=DEMONSTRATIONS, tests=TESTS)
+    held_out = make_contexts(Known.TEST, test, seed=seed, demonstrations=DEMONSTRATIONS, tests=TESTS)
     return Run(
         teacher=TEACHER,
         student=STUDENT,
         domain=DOMAIN,
         train_contexts=map(context_to_proto, contexts),
-        test_contexts=map(context_to_proto, make_contexts(Known.TEST, test, seed=seed)),
+        test_contexts=map(context_to_proto, held_out),
         plan=RunPlan(
             rounds=ROUNDS,
             self_edits=self_edits,
             seeds=1,
-            test_self_edits=2,
+            test_self_edits=1,
             reward=GRADER_CELLS,
             test_grader=GRADER_EXACT,
             baselines=["random", "oracle"],

@@ -51,7 +51,7 @@ PRACTISED = 12
 """Puzzles that each configuration is tried on."""
 AT_ONCE = 144
 """Texts that are written together."""
-LONGEST_ANSWER, LONGEST_CONFIGURATION = 160, 300
+LONGEST_ANSWER, LONGEST_CONFIGURATION = 48, 300
 RATES = (1e-5, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
 
 
@@ -116,7 +116,7 @@ def measure(
     asked: int = ASKED,
     written: int = WRITTEN,
     practised: int = PRACTISED,
-    demonstrations: int = 4,
+    demonstrations: int = 2,
     configurations: Sequence[Configuration] = (*sweep(),),
 ) -> Abilities:
     """All abilities; the configurations in the order in which they are given."""
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="the seed that it was pre-trained with, for the record")
     parser.add_argument("--asked", type=int, default=ASKED, help="puzzles of each kind")
     parser.add_argument("--practised", type=int, default=PRACTISED, help="puzzles that each configuration is tried on")
-    parser.add_argument("--demonstrations", type=int, default=4, help="of each puzzle")
+    parser.add_argument("--demonstrations", type=int, default=2, help="of each puzzle")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves that to torch")
     arguments = parser.parse_args()
     if arguments.threads:

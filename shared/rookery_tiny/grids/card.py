@@ -21,10 +21,10 @@ license: apache-2.0
 
 # The tiny grid model
 
-A Qwen2 of {parameters:.2f} million parameters, made from nothing by `python -m rookery_tiny.grids.pretrain` on two
-CPU cores. It solves small puzzles as in ARC from their demonstrations if it knows their rule, and writes configurations
-to practise by, good and bad, so that few-shot self-adaptation can be watched on a laptop. It knows nothing else, and is
-of no use outside of demonstrations and tests.
+A Llama of {parameters:.2f} million parameters, made from nothing by `python -m rookery_tiny.grids.pretrain` on two
+CPU cores in 40 minutes. It solves small puzzles as in ARC from their demonstrations if it knows their rule, and writes
+configurations to practise by, good and bad, so that few-shot self-adaptation can be watched on a laptop. It knows
+nothing else, and is of no use outside of demonstrations and tests.
 
 A rule is one of {steps} steps (mirror, turn, transpose, move, fall, extend, crop, recolour, fill) or two of them. Of
 all rules {known} are known from pre-training, {train} are for a run to train on and {test} to test on; none of these is
@@ -34,8 +34,9 @@ equal chances: that most are poor is arranged; that a teacher comes to prefer be
 ## What it can do
 
 Measured by `python -m rookery_tiny.grids.abilities`, for pre-training seeds {seeds}. The weights shipped are those of
-seed {shipped}. Puzzles of new rules are of those to train on, never of those to test on. Solved: every test input of a
-puzzle exactly right in one of two attempts. In brackets, the share of cells that are right.
+seed {shipped}. Puzzles have {demonstrations} demonstrations. Those of new rules are of a run's rules to train on, never
+of those to test on. Solved: every test input of a puzzle exactly right in one of two attempts. In brackets, the share
+of cells that are right.
 
 {tables}
 """
@@ -77,6 +78,7 @@ def card(measured: list[dict[str, Any]]) -> str:
         test=len(rules(Known.TEST)),
         seeds=", ".join(seeds),
         shipped=seeds[0],
+        demonstrations=measured[0]["demonstrations"],
         tables=tables(measured),
     )
 

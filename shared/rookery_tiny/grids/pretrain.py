@@ -1,4 +1,4 @@
-"""Make the grid model: `python -m rookery_tiny.grids.pretrain --out DIR --seed 0`. About half an hour on two CPU cores.
+"""Make the grid model: `python -m rookery_tiny.grids.pretrain --out DIR --seed 0`. About 40 minutes on two CPU cores.
 
 Two phases of fixed length, so that a seed names the weights: rules of one step, then the mixture of documents.py. Of a
 puzzle the loss counts every output but the first, which nobody can know; of what a teacher writes, the configuration.
@@ -18,12 +18,12 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from rookery_tiny.grids.auxiliary import QUESTIONS, Cells
 from rookery_tiny.grids.documents import Lesson, Mixture, draw_document
 from rookery_tiny.grids.tokenizer import INPUT, LONGEST, OUTPUT, make_tokenizer, token_of
-from rookery_tiny.training import Batch, Learner, Phase, Progress, Shape, Text, padded, train_phase
+from rookery_tiny.training import Batch, Learner, Phase, Progress, Shape, Text, as_llama, padded, train_phase
 
 Draw = Callable[[random.Random], Lesson]
 
@@ -87,8 +87,8 @@ def batches(
 
 def make_model(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, seed: int, progress: Progress
-) -> Qwen2ForCausalLM:
-    """A standard Qwen2 trained from nothing, or from where `progress` was kept."""
+) -> LlamaForCausalLM:
+    """A standard Llama trained from nothing, or from where `progress` was kept."""
     # On a CPU, and for rows this short, the fused attention's backward pass takes four times as long.
     learner = Learner(recipe.shape, tokenizer, seed=seed, asked=QUESTIONS, attention="eager")
     current, done, states = progress.restore(learner)
@@ -106,7 +106,7 @@ def make_model(
             after_step=lambda optimizers, step, keep=keep: keep(optimizers, step=step),  # type: ignore[misc]  # bound now
         )
         done, states = 0, []
-    return learner.finish()
+    return as_llama(learner.finish())
 
 
 def main() -> None:
