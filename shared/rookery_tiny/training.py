@@ -169,28 +169,30 @@ class Learner(torch.nn.Module):
         return self.model
 
 
+_IN_BOTH = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+"""Settings that a Qwen2 and a Llama share."""
+
+
 def as_llama(model: Qwen2ForCausalLM) -> LlamaForCausalLM:
     """The same function under another name.
 
     For a Qwen2, AutoTokenizer (transformers 5) makes any tokenizer one of Qwen's own; a Llama keeps what it has.
     """
-    qwen = model.config
-    config = LlamaConfig(
-        vocab_size=qwen.vocab_size,
-        hidden_size=qwen.hidden_size,
-        intermediate_size=qwen.intermediate_size,
-        num_hidden_layers=qwen.num_hidden_layers,
-        num_attention_heads=qwen.num_attention_heads,
-        num_key_value_heads=qwen.num_key_value_heads,
-        max_position_embeddings=qwen.max_position_embeddings,
-        rms_norm_eps=qwen.rms_norm_eps,
-        rope_parameters=qwen.rope_parameters,
-        attention_bias=True,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=qwen.eos_token_id,
-        pad_token_id=qwen.pad_token_id,
-    )
+    config = LlamaConfig(**{name: getattr(model.config, name) for name in _IN_BOTH}, attention_bias=True)
     llama = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]  # transformers
     missing, unexpected = llama.load_state_dict(model.state_dict(), strict=False)
     assert not unexpected, unexpected
@@ -351,16 +353,17 @@ def train_phase(
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     for optimizer, state in zip(optimizers, states, strict=False):
         optimizer.load_state_dict(state)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    trained = learner.trained()
     recent: list[float] = []
     started, tokens = time.monotonic(), 0
     for step in range(done, phase.steps):
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * phase.share_at(step)
         batch = next(batches)
         total, loss = learner.loss(batch)
         torch.autograd.backward(total)
-        torch.nn.utils.clip_grad_norm_(learner.trained(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

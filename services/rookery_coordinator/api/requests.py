@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from sqlalchemy.orm import Session
@@ -22,6 +23,7 @@ from rookery_shared.wire import recipe_from_proto, retention_texts_from_proto, s
 ENGINES = ("transformers", "vllm", REMOTE_ENGINE)
 DTYPES = ("float32", "bfloat16")
 _PROFILE_NAME = re.compile(r"profiles/[a-z0-9-]{1,40}")
+_REWARDS: Mapping[int, Reward] = {number: reward for reward, number in GRADERS.items()}
 _ALLOCATIONS = {number: allocation for allocation, number in ALLOCATIONS.items()}
 _ROLES = {number: role for role, number in ROLES.items()}
 
@@ -132,10 +134,9 @@ def _optimiser(message: run_service_pb2.PolicyOptimiser) -> RestEm | Grpo:
 def _reward(grader: int, domain: str, *, field: str) -> Reward:
     if not grader:
         return Reward(find_domain(domain).rewards[0])
-    for reward, number in GRADERS.items():
-        if number == grader:
-            return reward
-    raise InvalidField(f"{field}: there is no grader {grader}", field=field)
+    if grader not in _REWARDS:
+        raise InvalidField(f"{field}: there is no grader {grader}", field=field)
+    return _REWARDS[grader]
 
 
 def _student_recipe(message: recipe_pb2.LoraRecipe, domain: str, *, field: str) -> LoraRecipe:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rookery.grids import COLOURS
 from rookery_tiny.grids.puzzles import LARGEST_SIDE, STEPS, Puzzle, origins
-from rookery_tiny.grids.tokenizer import INPUT, OUTPUT, token_of
+from rookery_tiny.grids.tokenizer import CELLS, INPUT, OUTPUT, token_of
 from rookery_tiny.training import Auxiliary
 
 NOTHING = -100
@@ -52,8 +52,7 @@ class Cells:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._input, self._output, self._end = (token_of(tokenizer, piece) for piece in (INPUT, OUTPUT, "\n"))
-        cells = (f"{space}{colour}" for space in ("", " ") for colour in range(COLOURS))
-        self._cells = {token_of(tokenizer, cell) for cell in cells}
+        self._cells = {token_of(tokenizer, cell) for cell in CELLS}
 
     def answers(self, tokens: Sequence[int], puzzle: Puzzle | None) -> dict[str, list[int]]:
         """For each token the right class, `NOTHING` where there is none: everywhere if there is no puzzle."""

@@ -22,6 +22,8 @@ from rookery_tiny.tokenizer import END, PAD
 
 INPUT, OUTPUT, NEXT = "Input:\n", "Output:\n", "\n\n"
 """What stands before a grid, and after a pair that another one follows."""
+CELLS = [f"{space}{colour}" for space in ("", " ") for colour in range(COLOURS)]
+"""Alone or first in its line, and after another."""
 LONGEST = 16_384
 """Tokens of a text: as many as the largest of practice tasks has."""
 _ALIKE = "train_using_"
@@ -33,9 +35,8 @@ _ZEROS = [f"0.{'0' * count}" for count in range(6)]
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """The same each time: nothing of it is learned."""
     phrases = [*_phrases()]
-    cells = [f"{space}{colour}" for space in ("", " ") for colour in range(COLOURS)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    whole = ["".join(_as_bytes(piece)) for piece in (*phrases, *_ZEROS, *cells)]
+    whole = ["".join(_as_bytes(piece)) for piece in (*phrases, *_ZEROS, *CELLS)]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys([END, PAD, *alphabet, *whole]))}
     longest_first = sorted(phrases, key=len, reverse=True)
     pattern = "|".join([*map(_escape, longest_first), r"0\.0*", " ?[0-9]"])
