@@ -49,7 +49,8 @@ def recipe_digest(
     alone. Its questions decide nothing.
     """
     rules, learned = [domain.name, domain.version], asdict(replace(context, questions=()))
-    content = [base_model, dtype, rules, learned, self_edit, asdict(recipe), seed]
+    how = {name: value for name, value in asdict(recipe).items() if name != "max_steps"}  # which decides whether
+    content = [base_model, dtype, rules, learned, self_edit, how, seed]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=_plain).encode()).hexdigest()
 
 

@@ -121,7 +121,8 @@ def _write_baseline(session: Session, work: Work, round_: Round, contexts: Seque
     domain, alone = find_domain(plan_of(work).domain), learns_context_alone(round_)
 
     def write(context: Context, seed: int) -> WrittenSelfEdit:
-        text = "" if alone else domain.baseline(round_.label, to_context(context), seed=seed)
+        recipe = plan_of(work).student_recipe
+        text = "" if alone else domain.baseline(round_.label, to_context(context), seed=seed, recipe=recipe)
         return WrittenSelfEdit(
             prompt="", text=text, seed=seed, truncated=False, prompt_tokens=0, completion_tokens=0, fault=""
         )

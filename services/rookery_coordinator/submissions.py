@@ -102,6 +102,7 @@ def create_run(
         _check_rank(plan.teacher_recipe, teacher_profile, field="plan.teacher_recipe.rank")
         _check_continues(session, teacher_profile, plan)
         _check_optimiser(plan)
+        _check_teacher_steps(plan.teacher_recipe)
     if not train and not test:
         raise InvalidField("a run needs contexts to train or to test on", field="train_contexts")
     if plan.rounds and len(train) < plan.rounds:
@@ -245,6 +246,12 @@ def _check_optimiser(plan: RunPlan) -> None:
             "end_mask and no loss on prompts",
             field="plan.teacher_recipe",
         )
+
+
+def _check_teacher_steps(recipe: LoraRecipe) -> None:
+    if recipe.max_steps:
+        field = "plan.teacher_recipe.max_steps"
+        raise InvalidField(f"{field} is set, but it is students whose self-edits may ask for too much", field=field)
 
 
 def _check_continues(session: Session, teacher: Profile, plan: RunPlan) -> None:

@@ -22,7 +22,7 @@ from rookery_shared.jobs.lease import Lease
 from rookery_shared.jobs.runner import JobRunner
 from rookery_shared.jobs.worker import connect_runner
 from rookery_shared.types import Question
-from rookery_shared.wire import context_from_proto, questions_to_proto
+from rookery_shared.wire import context_from_proto, questions_to_proto, recipe_from_proto
 
 STREAM_SECONDS = 3600.0
 """Longest that a teacher or an evaluator may take over one job."""
@@ -60,6 +60,8 @@ class Remote:
         """All self-edits of the job, each with its fault, and questions for contexts that came without."""
         work = claim.generate
         request = _generate_request(work)
+        domain = find_domain(work.domain)
+        recipe = recipe_from_proto(work.student_recipe, default=domain.student_recipe, field="student_recipe")
         total = sum(len(assignment.seeds) for assignment in request.assignments)
         written: dict[tuple[int, int], teacher_service_pb2.GenerateSelfEditsResponse] = {}
         method = _streaming(self._teacher(work.teacher).GenerateSelfEdits, lease)
@@ -74,7 +76,7 @@ class Remote:
             for index in range(len(item.seeds)):
                 lease.check()
                 response = written[position, index]
-                fault = find_domain(work.domain).fault(taught, response.text)[:LONGEST_FAULT]
+                fault = domain.fault(taught, response.text, recipe=recipe)[:LONGEST_FAULT]
                 generated.self_edits.append(_self_edit(response, fault))
             if item.question_seeds:
                 texts = [written[questions_at, index].text for index in range(len(item.question_seeds))]
@@ -135,7 +137,12 @@ def _unary(method: Any, lease: Lease) -> Callable[..., Any]:
 def _generate_request(work: pb.GenerateWork) -> teacher_service_pb2.GenerateSelfEditsRequest:
     """An assignment for each context, then one for each context that needs questions."""
     request = teacher_service_pb2.GenerateSelfEditsRequest(
-        adapter=work.adapter, domain=work.domain, style=work.style, sampling=work.sampling, redraws=work.redraws
+        adapter=work.adapter,
+        domain=work.domain,
+        style=work.style,
+        sampling=work.sampling,
+        redraws=work.redraws,
+        student_recipe=work.student_recipe,
     )
     for item in work.items:
         request.assignments.add(context=item.context, seeds=item.seeds)

@@ -40,8 +40,12 @@ class Student:
         for trial in work.trials:
             lease.check()
             context = context_from_proto(trial.context)
-            fault = domain.fault(context, trial.self_edit) if domain and trial.HasField("self_edit") else ""
-            if fault:
+            recipe = recipe_from_proto(trial.recipe, default=LoraRecipe(), field="recipe")
+            if (
+                domain
+                and trial.HasField("self_edit")
+                and (fault := domain.fault(context, trial.self_edit, recipe=recipe))
+            ):
                 result.trained.refused[trial.id] = fault
                 continue
             order = Order(
@@ -49,7 +53,7 @@ class Student:
                 examples=domain.examples(context, trial.self_edit, seed=trial.seed)
                 if domain
                 else examples_from_proto(trial.examples),
-                recipe=recipe_from_proto(trial.recipe, default=LoraRecipe(), field="recipe"),
+                recipe=recipe,
                 seed=trial.seed,
             )
             orders.append(order)

@@ -15,7 +15,7 @@ from rookery_shared.errors import InvalidField
 from rookery_shared.faults import Point, fault_point
 from rookery_shared.rpc.server import RpcContext, Servicer
 from rookery_shared.types import MAX_REDRAWS
-from rookery_shared.wire import context_from_proto, sampling_from_proto
+from rookery_shared.wire import context_from_proto, recipe_from_proto, sampling_from_proto
 from rookery_teacher.writing import Assignment, Teacher
 
 ACTIVATE_SECONDS = 300.0
@@ -57,6 +57,9 @@ class TeacherApi(TeacherServiceServicer):
             domain=domain,
             style=style,
             sampling=sampling_from_proto(request.sampling, max_new_tokens=self._max_new_tokens),
+            recipe=recipe_from_proto(
+                request.student_recipe, default=find_domain(domain).student_recipe, field="student_recipe"
+            ),
             redraws=request.redraws,
         )
         async with aclosing(written) as texts:

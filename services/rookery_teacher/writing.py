@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rookery_engines.base import Engine
 from rookery_engines.connect import find_adapter
@@ -18,7 +19,7 @@ from rookery_engines.types import Generation, GenerationRequest
 from rookery_shared.domains import find_domain
 from rookery_shared.seeds import derive_seed
 from rookery_shared.store.adapters import AdapterCache
-from rookery_shared.types import BASE_ADAPTER, Context, Sampling
+from rookery_shared.types import BASE_ADAPTER, Context, LoraRecipe, Sampling
 
 PROBE = "Let's read the following passage and produce a list of implications."
 """A text that every policy finds more likely than the base does, or less."""
@@ -105,9 +106,11 @@ class Teacher:
         domain: str,
         style: str,
         sampling: Sampling,
+        recipe: LoraRecipe,
         redraws: int = 0,
     ) -> AsyncGenerator[Written, None]:
-        """Texts as they finish. Each is drawn again up to `redraws` times while it is nothing new.
+        """Texts as they finish, for students that train by the recipe. Each is drawn again up to `redraws` times while
+        it is nothing new.
 
         As long as it may be, a context's texts come in the order of its seeds; otherwise in any.
         """
@@ -132,7 +135,8 @@ class Teacher:
 
         async def unusable(draft: _Draft, text: str) -> bool:
             assignment = assignments[draft.assignment]
-            return not assignment.questions and bool(await asyncio.to_thread(rules.fault, assignment.context, text))
+            find = partial(rules.fault, assignment.context, text, recipe=recipe)
+            return not assignment.questions and bool(await asyncio.to_thread(find))
 
         known: list[set[str]] = [{""} for _ in assignments]
         draws_left = redraws if sampling.temperature else 0  # a greedy text would come out the same

@@ -5,6 +5,7 @@ Protobuf messages become these at a service's edge (`wire.py`) and nowhere else.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -87,9 +88,19 @@ class LoraRecipe:
     """Leave the prompt's tokens out of the loss."""
     end_mask: str = ""
     """Leave everything out of the loss up to the end of this text's first occurrence; empty leaves nothing out."""
+    max_steps: int = 0
+    """A self-edit that asks for more optimiser steps is refused. 0 takes the domain's limit, if it has one."""
     reference_padding: int = 0
     """Train as SEAL's code does on sequences padded to this many tokens (2,048 there), without computing the padding:
     the end-of-text token is a target after every sequence, and losses are means over the padded length. 0 does not."""
+
+    def most_examples(self, steps: int) -> int:
+        """With which training stays within so many optimiser steps, as SEAL's code counts them: epochs * examples over
+        the batch size, rounded down."""
+        a_step = self.batch_size * self.gradient_accumulation
+        if not a_step:  # all examples are one batch
+            return sys.maxsize if self.epochs <= steps else 0
+        return ((steps + 1) * a_step - 1) // self.epochs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

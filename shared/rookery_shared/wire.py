@@ -96,6 +96,7 @@ def recipe_from_proto(message: recipe_pb2.LoraRecipe, *, default: LoraRecipe, fi
         end_mask=message.end_mask if chosen("end_mask") else default.end_mask,
         reference_padding=message.reference_padding if chosen("reference_padding") else default.reference_padding,
         max_tokens=message.max_tokens if chosen("max_tokens") else default.max_tokens,
+        max_steps=message.max_steps if chosen("max_steps") else default.max_steps,
     )
     _require(recipe.rank >= 1, f"{field}.rank", "at least 1")
     _require(recipe.alpha >= 1, f"{field}.alpha", "at least 1")
@@ -107,6 +108,7 @@ def recipe_from_proto(message: recipe_pb2.LoraRecipe, *, default: LoraRecipe, fi
     _require(recipe.weight_decay >= 0, f"{field}.weight_decay", "at least 0")
     _require(recipe.reference_padding <= 65_536, f"{field}.reference_padding", "at most 65,536")
     _require(16 <= recipe.max_tokens <= 65_536, f"{field}.max_tokens", "in [16, 65,536]")
+    _require(recipe.max_steps <= 1_000_000, f"{field}.max_steps", "at most 1,000,000")
     alone = ALL_LINEAR not in recipe.targets or recipe.targets == (ALL_LINEAR,)
     _require(alone, f"{field}.targets", f"layer names, or {ALL_LINEAR!r} alone")
     known = recipe.targets == (ALL_LINEAR,) or all(t.rpartition(".")[2] in LINEAR_LAYERS for t in recipe.targets)
@@ -132,6 +134,7 @@ def recipe_to_proto(recipe: LoraRecipe) -> recipe_pb2.LoraRecipe:
         end_mask=recipe.end_mask,
         reference_padding=recipe.reference_padding,
         max_tokens=recipe.max_tokens,
+        max_steps=recipe.max_steps,
     )
 
 

@@ -220,6 +220,12 @@ BAD: dict[str, tuple[Callable[[Client], Any], grpc.StatusCode, str, dict[str, st
         "INVALID_FIELD",
         {"field": "plan.teacher_recipe.targets"},
     ),
+    "a limit of a teacher's steps": (
+        lambda client: client.create_run(a_run(plan=RunPlan(teacher_recipe=Recipe(max_steps=100)))),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "plan.teacher_recipe.max_steps"},
+    ),
     "a question without an answer": (
         lambda client: make_adaptation(client, questions=[Question(question="Q?")]),
         grpc.StatusCode.INVALID_ARGUMENT,

@@ -30,9 +30,13 @@ TASK = Context(
 class Scripted(TeacherServiceServicer):
     """Writes a configuration for seed 1 and no JSON for any other, the last assignment first."""
 
+    def __init__(self) -> None:
+        self.requests: list[pb.GenerateSelfEditsRequest] = []
+
     async def GenerateSelfEdits(
         self, request: pb.GenerateSelfEditsRequest, context: RpcContext
     ) -> AsyncIterator[pb.GenerateSelfEditsResponse]:
+        self.requests.append(request)
         for place, assignment in reversed([*enumerate(request.assignments)]):
             for index, seed in enumerate(assignment.seeds):
                 text = CONFIGURATION if seed == 1 else "Here it is:"
@@ -46,12 +50,17 @@ class Scripted(TeacherServiceServicer):
 
 
 @pytest.fixture
-def remote() -> Iterator[Remote]:
-    teacher = Servicer(
-        add=lambda server: add_TeacherServiceServicer_to_server(Scripted(), server),
+def teacher() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def remote(teacher: Scripted) -> Iterator[Remote]:
+    servicer = Servicer(
+        add=lambda server: add_TeacherServiceServicer_to_server(teacher, server),
         descriptor=pb.DESCRIPTOR.services_by_name["TeacherService"],
     )
-    with serve(teacher) as server:
+    with serve(servicer) as server:
         yield Remote(WorkerSettings(teacher_target=server.target, evaluator_target=server.target))
 
 
@@ -75,6 +84,22 @@ def test_every_self_edit_is_reported_with_its_fault(remote: Remote) -> None:
 def test_any_text_can_be_learned_of_a_passage(remote: Remote) -> None:
     result = remote.generate(claim("knowledge"), Lease(job="j", epoch=1))
     assert not any(self_edit.fault for item in result.generated.items for self_edit in item.self_edits)
+
+
+def test_a_recipe_with_a_step_limit_reaches_the_teacher_and_makes_faults(remote: Remote, teacher: Scripted) -> None:
+    limited = claim("few_shot")
+    limited.generate.student_recipe.max_steps = 1
+    result = remote.generate(limited, Lease(job="j", epoch=1))
+    faults = {
+        self_edit.fault for item in result.generated.items for self_edit in item.self_edits if self_edit.text[0] == "{"
+    }
+    assert faults == {"1 epochs of 4 examples or more are over 1 steps"}
+    assert teacher.requests[-1].student_recipe.max_steps == 1
+    limited = claim("knowledge")
+    limited.generate.student_recipe.max_steps = 19
+    result = remote.generate(limited, Lease(job="j", epoch=1))
+    faults = {self_edit.fault for item in result.generated.items for self_edit in item.self_edits}
+    assert faults == {"10 epochs of 2 sequences are over 19 steps"}
 
 
 class Stopping(Lease):

@@ -102,7 +102,7 @@ def test_baselines_are_rows_of_the_report_and_need_no_teacher(database: Database
     assert {label: len(found) for label, found in texts.items()} == {"passage only": 2, "random": 6, "oracle": 6}
     assert {*texts["passage only"]} == {""}
     assert len({*texts["random"]}) == 6
-    assert not any(FEW_SHOT.fault(contexts[0], text) for text in texts["random"])
+    assert not any(FEW_SHOT.fault(contexts[0], text, recipe=FEW_SHOT.student_recipe) for text in texts["random"])
     [oracle] = {*texts["oracle"]}
     assert read_configuration(oracle) == Configuration(
         groups=(*GROUPS,), strategy=Strategy.OUTPUT, learning_rate=1e-4, epochs=2
@@ -236,7 +236,7 @@ def test_trials_learn_their_context_without_its_questions_by_their_self_edit(dat
                     round_ = session.get_one(Round, session.get_one(Trial, trial.id).round)
                     found[round_.label] = trial.self_edit if trial.HasField("self_edit") else None
             workers.complete(job, epoch)
-    oracle = FEW_SHOT.baseline("oracle", context, seed=0)
+    oracle = FEW_SHOT.baseline("oracle", context, seed=0, recipe=FEW_SHOT.student_recipe)
     assert found == {"passage only": None, "oracle": oracle, "self-edits before RL": CONFIGURATION}
 
 

@@ -98,7 +98,12 @@ def write(
     async def collect() -> list[Written]:
         assignment = Assignment(context=CONTEXT, seeds=(1, 2), questions=questions)
         written = teacher.write(
-            [assignment], adapter=adapter, domain="knowledge", style="implications", sampling=SAMPLING
+            [assignment],
+            adapter=adapter,
+            domain="knowledge",
+            style="implications",
+            sampling=SAMPLING,
+            recipe=LoraRecipe(),
         )
         return [text async for text in written]
 
@@ -136,7 +141,12 @@ class Scripted:
 
 
 def draw(
-    text_of: Callable[[int], str], *, seeds: tuple[int, ...], redraws: int, temperature: float = 1.0
+    text_of: Callable[[int], str],
+    *,
+    seeds: tuple[int, ...],
+    redraws: int,
+    temperature: float = 1.0,
+    recipe: LoraRecipe = LoraRecipe(),
 ) -> tuple[list[Written], list[list[int]]]:
     """The texts by index, and the seeds of each call of the engine."""
     engine = Scripted(text_of)
@@ -148,6 +158,7 @@ def draw(
             domain="knowledge",
             style="implications",
             sampling=replace(SAMPLING, temperature=temperature),
+            recipe=recipe,
             redraws=redraws,
         )
         return [text async for text in written]
@@ -164,6 +175,14 @@ def test_what_is_blank_or_there_already_is_drawn_again() -> None:
     assert [w.generation.text for w in written] == ["one", *(f"new {seed}" for seed in asked[1]), "four"]
     again, _ = draw(lambda seed: texts.get(seed, f"new {seed}"), seeds=(1, 2, 3, 4), redraws=3)
     assert again == written, "the same seeds, the same texts"
+
+
+def test_what_asks_students_for_too_many_steps_is_drawn_again() -> None:
+    two_steps = LoraRecipe(epochs=1, max_steps=2)
+    texts = {1: "three\nlines\nand the passage", 2: "one"}
+    written, asked = draw(lambda seed: texts.get(seed, "another"), seeds=(1, 2), redraws=2, recipe=two_steps)
+    assert [len(seeds) for seeds in asked] == [2, 1]
+    assert [w.generation.text for w in written] == ["another", "one"]
 
 
 def test_the_budget_of_draws_ends_with_whatever_is_there() -> None:

@@ -62,7 +62,9 @@ class Workers:
     """What teachers write for contexts without any."""
     text: Callable[[int], str] = lambda self_edit: ""
     """A self-edit, by its position; if it is empty, the workers' own."""
-    fault: Callable[[Domain, Context, str], str] = lambda domain, context, text: domain.fault(to_context(context), text)
+    fault: Callable[[Domain, Context, str], str] = lambda domain, context, text: domain.fault(
+        to_context(context), text, recipe=domain.student_recipe
+    )
     """What is said of a self-edit."""
     redrawn: int = 0
     """Self-edits of each context that were drawn again."""

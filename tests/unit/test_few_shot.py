@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -32,6 +33,10 @@ WORDS = Context(
     demonstrations=tuple(Demonstration(input=word, output=f"{word}s") for word in ("cat", "dog", "tree")),
     questions=(Question(question="house", answer="houses"),),
 )
+
+
+def fault(context: Context, self_edit: str, *, max_steps: int = 0) -> str:
+    return DOMAIN.fault(context, self_edit, recipe=replace(DOMAIN.student_recipe, max_steps=max_steps))
 
 
 def configured(**changes: object) -> str:
@@ -76,21 +81,25 @@ def test_the_self_edit_decides_how_to_optimise() -> None:
     assert DOMAIN.recipe("", LoraRecipe(rank=4)) == LoraRecipe(rank=4)
 
 
+def random_one(context: Context, *, seed: int) -> str:
+    return DOMAIN.baseline("random", context, seed=seed, recipe=DOMAIN.student_recipe)
+
+
 def test_what_cannot_be_used_says_why() -> None:
-    assert DOMAIN.fault(CONTEXT, configured()) == ""
-    assert "JSON" in DOMAIN.fault(CONTEXT, "Here it is:")
-    assert "JSON" in DOMAIN.fault(CONTEXT, "")
+    assert fault(CONTEXT, configured()) == ""
+    assert "JSON" in fault(CONTEXT, "Here it is:")
+    assert "JSON" in fault(CONTEXT, "")
     everything = configured(**dict.fromkeys(GROUPS, True), num_train_epochs=4)
-    assert DOMAIN.fault(CONTEXT, everything) == "4 epochs of 188 examples or more are over 375 steps"
+    assert fault(CONTEXT, everything) == "4 epochs of 188 examples or more are over 375 steps"
 
 
 @pytest.mark.parametrize(
     "text", [r'{"\u0000": 1}', r'{"\ud800": 1}', r'{"data_generation": {"\ud800\u0000": 1}, "training": 1}']
 )
 def test_a_fault_can_be_stored_and_sent_whatever_the_teacher_wrote(text: str) -> None:
-    fault = DOMAIN.fault(CONTEXT, text)
-    assert fault.isprintable()
-    assert Generated.SelfEdit(fault=fault).fault == fault
+    said = fault(CONTEXT, text)
+    assert said.isprintable()
+    assert Generated.SelfEdit(fault=said).fault == said
 
 
 @pytest.mark.parametrize("epochs", range(1, MOST_EPOCHS + 1))
@@ -99,7 +108,36 @@ def test_a_fault_is_what_is_over_the_step_limit(epochs: int) -> None:
         flags = {group: group in groups for group in GROUPS}
         self_edit = configured(**flags, num_train_epochs=epochs)
         steps = epochs * len(DOMAIN.examples(CONTEXT, self_edit, seed=0)) // 2
-        assert (DOMAIN.fault(CONTEXT, self_edit) != "") == (steps > MOST_STEPS)
+        assert (fault(CONTEXT, self_edit) != "") == (steps > MOST_STEPS)
+
+
+@pytest.mark.parametrize("batch_size", [0, 1, 2, 7])
+def test_a_recipe_may_have_a_limit_of_its_own(batch_size: int) -> None:
+    recipe = replace(DOMAIN.student_recipe, max_steps=24, batch_size=batch_size)
+    for groups, epochs in itertools.product(((), ("use_size_augmentations",), (*GROUPS,)), range(1, MOST_EPOCHS + 1)):
+        self_edit = configured(**{group: group in groups for group in GROUPS}, num_train_epochs=epochs)
+        examples = len(DOMAIN.examples(CONTEXT, self_edit, seed=0))
+        steps = epochs * examples // (batch_size or examples)
+        assert (DOMAIN.fault(CONTEXT, self_edit, recipe=recipe) != "") == (steps > 24)
+
+
+def test_random_configurations_keep_to_a_limit_and_are_the_plainest_where_it_is_too_low() -> None:
+    for max_steps in (1, 30):
+        recipe = replace(DOMAIN.student_recipe, max_steps=max_steps)
+        drawn = [DOMAIN.baseline("random", CONTEXT, seed=seed, recipe=recipe) for seed in range(20)]
+        faults = {DOMAIN.fault(CONTEXT, self_edit, recipe=recipe) for self_edit in drawn}
+        assert faults == ({""} if max_steps == 30 else {"1 epochs of 4 examples or more are over 1 steps"})
+        assert max_steps == 30 or {read_configuration(text).epochs for text in drawn} == {1}
+
+
+def test_the_oracle_has_the_papers_two_epochs_or_what_the_limit_leaves_of_them() -> None:
+    def epochs(max_steps: int) -> int:
+        recipe = replace(DOMAIN.student_recipe, max_steps=max_steps)
+        oracle = read_configuration(DOMAIN.baseline("oracle", CONTEXT, seed=0, recipe=recipe))
+        assert oracle.groups == (*GROUPS,)
+        return oracle.epochs
+
+    assert (epochs(0), epochs(250), epochs(249), epochs(1)) == (2, 2, 1, 1)
 
 
 def test_steps_are_counted_no_further_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +149,9 @@ def test_steps_are_counted_no_further_than_the_limit(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(few_shot, "_is_small", is_small)
     everything = dict.fromkeys(GROUPS, True)
-    assert DOMAIN.fault(CONTEXT, configured(**everything, num_train_epochs=3)) == ""
+    assert fault(CONTEXT, configured(**everything, num_train_epochs=3)) == ""
     assert made == [], "250 examples, the most, are within the limit"
-    assert DOMAIN.fault(CONTEXT, configured(**everything, num_train_epochs=20))
+    assert fault(CONTEXT, configured(**everything, num_train_epochs=20))
     assert len(made) == 38
     assert len(DOMAIN.examples(CONTEXT, configured(**everything), seed=0)) == 250
     assert len(made) > 38 + 250
@@ -126,14 +164,12 @@ def test_random_configurations_have_no_fault_and_no_practice_is_made_for_them(mo
     with monkeypatch.context() as patched:
         for making in ("tasks_on_grids", "tasks_on_texts"):
             patched.setattr(few_shot, making, None)
-        drawn = [
-            (context, seed, DOMAIN.baseline("random", context, seed=seed)) for context in contexts for seed in range(99)
-        ]
+        drawn = [(context, seed, random_one(context, seed=seed)) for context in contexts for seed in range(99)]
     read = [read_configuration(self_edit) for _, _, self_edit in drawn]
     assert {configuration.epochs for configuration in read} > {1, 2, 3, MOST_EPOCHS}
     assert {group for configuration in read for group in configuration.groups} == {*GROUPS}
     for context, seed, self_edit in drawn:
-        assert DOMAIN.fault(context, self_edit) == ""
+        assert fault(context, self_edit) == ""
         if seed < 5:
             steps = read_configuration(self_edit).epochs * len(DOMAIN.examples(context, self_edit, seed=seed)) // 2
             assert steps <= MOST_STEPS

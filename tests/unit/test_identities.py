@@ -72,6 +72,10 @@ def test_what_decides_the_examples_and_the_training_is_told_apart(changes: dict[
     assert digest(**changes) != digest()
 
 
+def test_a_limit_of_steps_decides_whether_and_not_how() -> None:
+    assert digest(recipe=LoraRecipe(max_steps=100)) == digest()
+
+
 def test_a_blank_self_edit_is_not_taken_for_none() -> None:
     """To a domain that it has a fault in, they are two things."""
     assert digest(self_edit="") != digest(self_edit=None)

@@ -200,7 +200,8 @@ def test_the_domain_takes_the_puzzles() -> None:
     for context in contexts[:5]:
         DOMAIN.check(context, field="context")
         assert DOMAIN.asks(context)
-        assert DOMAIN.fault(context, DOMAIN.baseline("oracle", context, seed=0)) == ""
+        oracle = DOMAIN.baseline("oracle", context, seed=0, recipe=DOMAIN.student_recipe)
+        assert DOMAIN.fault(context, oracle, recipe=DOMAIN.student_recipe) == ""
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
@@ -506,4 +507,4 @@ def test_the_sweep_can_be_used() -> None:
     context = make_contexts(Known.TRAIN, 1, seed=0)[0]
     texts = [write_configuration(chosen) for chosen in sweep()]
     assert len({*texts}) == len(texts)
-    assert not any(DOMAIN.fault(context, text) for text in texts)
+    assert not any(DOMAIN.fault(context, text, recipe=DOMAIN.student_recipe) for text in texts)

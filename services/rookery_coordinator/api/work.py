@@ -49,6 +49,7 @@ def _generate(session: Session, job: Job, response: pb.ClaimResponse) -> None:
     generate.adapter = rounds.starting_adapter(session, work, round_) or BASE_ADAPTER
     generate.domain, generate.style = plan.domain, plan.style
     generate.sampling.CopyFrom(sampling_to_proto(plan.sampling))
+    generate.student_recipe.CopyFrom(recipe_to_proto(plan.student_recipe))
     generate.redraws = 0 if round_.purpose is Purpose.TEST else plan.redraws
     for context_id in job.scope:
         context = session.get_one(Context, context_id)

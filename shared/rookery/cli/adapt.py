@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from rookery.cli import profiles
-from rookery.cli.options import DEFAULT_SERVER, BatchSize, Epochs, Json, Rank, Rate, Seed, Server, Targets
+from rookery.cli.options import DEFAULT_SERVER, BatchSize, Epochs, Json, MaxSteps, Rank, Rate, Seed, Server, Targets
 from rookery.cli.recipes import RewardName, grader, student_recipe
 from rookery.cli.render import as_dict, console, plus_minus, print_json
 from rookery.cli.watching import follow
@@ -60,6 +60,7 @@ def adapt(
     epochs: Epochs = None,
     learning_rate: Rate = None,
     batch_size: BatchSize = None,
+    max_steps: MaxSteps = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Download the adapter into this folder.")] = None,
     server: Server = DEFAULT_SERVER,
@@ -68,7 +69,12 @@ def adapt(
     """Adapt the student to one text or task and show its answers before and after."""
     context = _context(passage, questions, task, solutions, name)
     recipe = student_recipe(
-        rank=rank, targets=target, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size
+        rank=rank,
+        targets=target,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_steps=max_steps,
     )
     with Client(server) as client:
         teacher, student = profiles.choose(client, teacher=teacher, student=student)

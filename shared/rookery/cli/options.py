@@ -25,6 +25,10 @@ BatchSize = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(help="Sequences in a batch of the student; 0 puts all into one."),
 ]
+MaxSteps = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(help="Optimiser steps of the student; a self-edit that asks for more is refused."),
+]
 
 DEFAULT_SERVER = "localhost:7070"
 DEFAULT_FOLDER = Path("rookery-data")

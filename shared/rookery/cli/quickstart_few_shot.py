@@ -22,15 +22,17 @@ from rookery.v1.run_service_pb2 import Round, Run, RunPlan
 
 TEACHER = "profiles/grid-teacher"
 STUDENT = "profiles/grid-student"
-ROUNDS = 1
+ROUNDS = 2
 THREADS = 2
 """Practice takes nearly all of the time, so its process may have both cores."""
 LONGEST_CONFIGURATION, LONGEST_ANSWER = 300, 48
 DEMONSTRATIONS, TESTS = 2, 1
 """Of a puzzle: with few demonstrations practice is quick, and augmentations matter."""
-STUDENT_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"])
-"""A configuration decides the rest."""
-TEACHER_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], epochs=4, learning_rate=2e-3, batch_size=8)
+STUDENT_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], warmup_steps=4, max_steps=72)
+"""A configuration decides the rest. So few steps are enough for puzzles as small, and trials are quick."""
+TEACHER_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], epochs=6, learning_rate=2e-3, batch_size=4)
+REDRAWS = 8
+"""Two thirds of the configurations that the model writes to begin with ask for too many steps."""
 
 
 def quickstart_few_shot(
@@ -90,6 +92,7 @@ def few_shot_run(*, train: int, test: int, self_edits: int, seed: int) -> Run:
             reward=GRADER_CELLS,
             test_grader=GRADER_EXACT,
             baselines=["random", "oracle"],
+            redraws=REDRAWS,
             sampling=Sampling(top_p=1.0, max_new_tokens=LONGEST_CONFIGURATION),
             student_recipe=STUDENT_RECIPE,
             teacher_recipe=TEACHER_RECIPE,

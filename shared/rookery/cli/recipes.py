@@ -53,6 +53,7 @@ def student_recipe(
     epochs: int | None,
     learning_rate: float | None,
     batch_size: int | None,
+    max_steps: int | None,
 ) -> Recipe:
     """What is None is left to the server's default. Alpha is twice the rank, as in SEAL."""
     recipe = Recipe(targets=targets or [])
@@ -64,4 +65,6 @@ def student_recipe(
         recipe.learning_rate = learning_rate
     if batch_size is not None:
         recipe.batch_size = batch_size
+    if max_steps is not None:
+        recipe.max_steps = max_steps
     return recipe

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from rookery.cli import profiles
 from rookery.cli.adapt import Failed
-from rookery.cli.options import DEFAULT_SERVER, BatchSize, Epochs, Json, Rank, Rate, Seed, Server, Targets
+from rookery.cli.options import DEFAULT_SERVER, BatchSize, Epochs, Json, MaxSteps, Rank, Rate, Seed, Server, Targets
 from rookery.cli.recipes import OPTIMISERS, OptimiserName, RewardName, grader, student_recipe
 from rookery.cli.render import (
     SELF_EDIT_COLUMNS,
@@ -112,6 +112,7 @@ def create(
     epochs: Epochs = None,
     learning_rate: Rate = None,
     batch_size: BatchSize = None,
+    max_steps: MaxSteps = None,
     seed: Seed = 0,
     watch: Annotated[bool, typer.Option(help="Follow the run to its end.")] = True,
     server: Server = DEFAULT_SERVER,
@@ -143,7 +144,12 @@ def create(
         baselines=baseline,
         optimiser=OPTIMISERS[optimiser],
         student_recipe=student_recipe(
-            rank=rank, targets=target, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size
+            rank=rank,
+            targets=target,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            max_steps=max_steps,
         ),
         seed=seed,
         seed_allocation=RunPlan.SEED_ALLOCATION_RACE if race else RunPlan.SEED_ALLOCATION_FIXED,

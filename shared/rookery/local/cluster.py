@@ -120,6 +120,9 @@ class Cluster:
             "ROOKERY_LEASE_SECONDS": "15",
             "ROOKERY_FORGOTTEN_SECONDS": "10",
             "ROOKERY_TORCH_THREADS": str(self._torch_threads),
+            # Threads of one service that wait for each other must not keep the cores from another's: where they spin,
+            # training beside a busy teacher takes several times as long.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         }
         if "ROOKERY_BROKER_URL" not in os.environ:
             port = free_port()

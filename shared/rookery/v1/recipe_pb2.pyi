@@ -162,6 +162,7 @@ class LoraRecipe(_message.Message):
     END_MASK_FIELD_NUMBER: _builtins.int
     REFERENCE_PADDING_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_STEPS_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Optional. Rank of the update. At most the `max_lora_rank` of the profile."""
     alpha: _builtins.int
@@ -195,6 +196,10 @@ class LoraRecipe(_message.Message):
     """
     max_tokens: _builtins.int
     """Optional. Longer sequences are cut to this many tokens, and counted. Range [16, 65,536]; default 2,048."""
+    max_steps: _builtins.int
+    """Optional. A student's self-edit that asks for more optimiser steps is refused; not for a teacher's training. Range
+    [0, 1,000,000]; default 0, which takes the domain's limit: 375 for tasks, as in SEAL's code, and none for texts.
+    """
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. Names of linear layers such as "q_proj", or the one word "all-linear"."""
@@ -218,10 +223,11 @@ class LoraRecipe(_message.Message):
         end_mask: _builtins.str | None = ...,
         reference_padding: _builtins.int | None = ...,
         max_tokens: _builtins.int | None = ...,
+        max_steps: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_completion_only_loss", b"_completion_only_loss", "_dropout", b"_dropout", "_end_mask", b"_end_mask", "_epochs", b"_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_max_tokens", b"_max_tokens", "_rank", b"_rank", "_reference_padding", b"_reference_padding", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "completion_only_loss", b"completion_only_loss", "dropout", b"dropout", "end_mask", b"end_mask", "epochs", b"epochs", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "max_tokens", b"max_tokens", "rank", b"rank", "reference_padding", b"reference_padding", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_completion_only_loss", b"_completion_only_loss", "_dropout", b"_dropout", "_end_mask", b"_end_mask", "_epochs", b"_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_max_steps", b"_max_steps", "_max_tokens", b"_max_tokens", "_rank", b"_rank", "_reference_padding", b"_reference_padding", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "completion_only_loss", b"completion_only_loss", "dropout", b"dropout", "end_mask", b"end_mask", "epochs", b"epochs", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "max_steps", b"max_steps", "max_tokens", b"max_tokens", "rank", b"rank", "reference_padding", b"reference_padding", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_completion_only_loss", b"_completion_only_loss", "_dropout", b"_dropout", "_end_mask", b"_end_mask", "_epochs", b"_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_max_tokens", b"_max_tokens", "_rank", b"_rank", "_reference_padding", b"_reference_padding", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "completion_only_loss", b"completion_only_loss", "dropout", b"dropout", "end_mask", b"end_mask", "epochs", b"epochs", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "max_tokens", b"max_tokens", "rank", b"rank", "reference_padding", b"reference_padding", "schedule", b"schedule", "targets", b"targets", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alpha", b"_alpha", "_batch_size", b"_batch_size", "_completion_only_loss", b"_completion_only_loss", "_dropout", b"_dropout", "_end_mask", b"_end_mask", "_epochs", b"_epochs", "_gradient_accumulation", b"_gradient_accumulation", "_learning_rate", b"_learning_rate", "_max_gradient_norm", b"_max_gradient_norm", "_max_steps", b"_max_steps", "_max_tokens", b"_max_tokens", "_rank", b"_rank", "_reference_padding", b"_reference_padding", "_warmup_steps", b"_warmup_steps", "_weight_decay", b"_weight_decay", "alpha", b"alpha", "batch_size", b"batch_size", "completion_only_loss", b"completion_only_loss", "dropout", b"dropout", "end_mask", b"end_mask", "epochs", b"epochs", "gradient_accumulation", b"gradient_accumulation", "learning_rate", b"learning_rate", "max_gradient_norm", b"max_gradient_norm", "max_steps", b"max_steps", "max_tokens", b"max_tokens", "rank", b"rank", "reference_padding", b"reference_padding", "schedule", b"schedule", "targets", b"targets", "warmup_steps", b"warmup_steps", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__alpha: _TypeAlias = _typing.Literal["alpha"]  # noqa: Y015
     _WhichOneofArgType__alpha: _TypeAlias = _typing.Literal["_alpha", b"_alpha"]  # noqa: Y015
@@ -241,6 +247,8 @@ class LoraRecipe(_message.Message):
     _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
     _WhichOneofReturnType__max_gradient_norm: _TypeAlias = _typing.Literal["max_gradient_norm"]  # noqa: Y015
     _WhichOneofArgType__max_gradient_norm: _TypeAlias = _typing.Literal["_max_gradient_norm", b"_max_gradient_norm"]  # noqa: Y015
+    _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
+    _WhichOneofArgType__max_steps: _TypeAlias = _typing.Literal["_max_steps", b"_max_steps"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
@@ -269,6 +277,8 @@ class LoraRecipe(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_gradient_norm) -> _WhichOneofReturnType__max_gradient_norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steps) -> _WhichOneofReturnType__max_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload

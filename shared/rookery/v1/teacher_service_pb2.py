@@ -26,7 +26,7 @@ from rookery.v1 import context_pb2 as rookery_dot_v1_dot_context__pb2
 from rookery.v1 import recipe_pb2 as rookery_dot_v1_dot_recipe__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n rookery/v1/teacher_service.proto\x12\nrookery.v1\x1a\x18rookery/v1/context.proto\x1a\x17rookery/v1/recipe.proto\"\x9f\x02\n\x18GenerateSelfEditsRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\r\n\x05style\x18\x03 \x01(\t\x12\x44\n\x0b\x61ssignments\x18\x04 \x03(\x0b\x32/.rookery.v1.GenerateSelfEditsRequest.Assignment\x12&\n\x08sampling\x18\x05 \x01(\x0b\x32\x14.rookery.v1.Sampling\x12\x0f\n\x07redraws\x18\x06 \x01(\r\x1aT\n\nAssignment\x12$\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x13.rookery.v1.Context\x12\r\n\x05seeds\x18\x02 \x03(\x04\x12\x11\n\tquestions\x18\x03 \x01(\x08\"\xe8\x02\n\x19GenerateSelfEditsResponse\x12\x12\n\nassignment\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12I\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x32.rookery.v1.GenerateSelfEditsResponse.FinishReason\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x08 \x01(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\t \x01(\t\x12\r\n\x05\x64raws\x18\n \x01(\r\"_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\"(\n\x15\x41\x63tivatePolicyRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\"\x18\n\x16GetServingStateRequest\"\x85\x01\n\x0cServingState\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x63tive_adapter\x18\x02 \x01(\t\x12\x17\n\x0floaded_adapters\x18\x03 \x03(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12 \n\x05usage\x18\x05 \x01(\x0b\x32\x11.rookery.v1.Usage\"Y\n\x05Usage\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\x04\x12\x0c\n\x04\x63ost\x18\x04 \x01(\x01\x32\x94\x02\n\x0eTeacherService\x12\x62\n\x11GenerateSelfEdits\x12$.rookery.v1.GenerateSelfEditsRequest\x1a%.rookery.v1.GenerateSelfEditsResponse0\x01\x12M\n\x0e\x41\x63tivatePolicy\x12!.rookery.v1.ActivatePolicyRequest\x1a\x18.rookery.v1.ServingState\x12O\n\x0fGetServingState\x12\".rookery.v1.GetServingStateRequest\x1a\x18.rookery.v1.ServingStateb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n rookery/v1/teacher_service.proto\x12\nrookery.v1\x1a\x18rookery/v1/context.proto\x1a\x17rookery/v1/recipe.proto\"\xcf\x02\n\x18GenerateSelfEditsRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0e\n\x06\x64omain\x18\x02 \x01(\t\x12\r\n\x05style\x18\x03 \x01(\t\x12\x44\n\x0b\x61ssignments\x18\x04 \x03(\x0b\x32/.rookery.v1.GenerateSelfEditsRequest.Assignment\x12&\n\x08sampling\x18\x05 \x01(\x0b\x32\x14.rookery.v1.Sampling\x12\x0f\n\x07redraws\x18\x06 \x01(\r\x12.\n\x0estudent_recipe\x18\x07 \x01(\x0b\x32\x16.rookery.v1.LoraRecipe\x1aT\n\nAssignment\x12$\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x13.rookery.v1.Context\x12\r\n\x05seeds\x18\x02 \x03(\x04\x12\x11\n\tquestions\x18\x03 \x01(\x08\"\xe8\x02\n\x19GenerateSelfEditsResponse\x12\x12\n\nassignment\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12I\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x32.rookery.v1.GenerateSelfEditsResponse.FinishReason\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x08 \x01(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\t \x01(\t\x12\r\n\x05\x64raws\x18\n \x01(\r\"_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\"(\n\x15\x41\x63tivatePolicyRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\"\x18\n\x16GetServingStateRequest\"\x85\x01\n\x0cServingState\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x63tive_adapter\x18\x02 \x01(\t\x12\x17\n\x0floaded_adapters\x18\x03 \x03(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12 \n\x05usage\x18\x05 \x01(\x0b\x32\x11.rookery.v1.Usage\"Y\n\x05Usage\x12\x10\n\x08requests\x18\x01 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x02 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\x04\x12\x0c\n\x04\x63ost\x18\x04 \x01(\x01\x32\x94\x02\n\x0eTeacherService\x12\x62\n\x11GenerateSelfEdits\x12$.rookery.v1.GenerateSelfEditsRequest\x1a%.rookery.v1.GenerateSelfEditsResponse0\x01\x12M\n\x0e\x41\x63tivatePolicy\x12!.rookery.v1.ActivatePolicyRequest\x1a\x18.rookery.v1.ServingState\x12O\n\x0fGetServingState\x12\".rookery.v1.GetServingStateRequest\x1a\x18.rookery.v1.ServingStateb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,21 +34,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rookery.v1.teacher_service_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATESELFEDITSREQUEST']._serialized_start=100
-  _globals['_GENERATESELFEDITSREQUEST']._serialized_end=387
-  _globals['_GENERATESELFEDITSREQUEST_ASSIGNMENT']._serialized_start=303
-  _globals['_GENERATESELFEDITSREQUEST_ASSIGNMENT']._serialized_end=387
-  _globals['_GENERATESELFEDITSRESPONSE']._serialized_start=390
-  _globals['_GENERATESELFEDITSRESPONSE']._serialized_end=750
-  _globals['_GENERATESELFEDITSRESPONSE_FINISHREASON']._serialized_start=655
-  _globals['_GENERATESELFEDITSRESPONSE_FINISHREASON']._serialized_end=750
-  _globals['_ACTIVATEPOLICYREQUEST']._serialized_start=752
-  _globals['_ACTIVATEPOLICYREQUEST']._serialized_end=792
-  _globals['_GETSERVINGSTATEREQUEST']._serialized_start=794
-  _globals['_GETSERVINGSTATEREQUEST']._serialized_end=818
-  _globals['_SERVINGSTATE']._serialized_start=821
-  _globals['_SERVINGSTATE']._serialized_end=954
-  _globals['_USAGE']._serialized_start=956
-  _globals['_USAGE']._serialized_end=1045
-  _globals['_TEACHERSERVICE']._serialized_start=1048
-  _globals['_TEACHERSERVICE']._serialized_end=1324
+  _globals['_GENERATESELFEDITSREQUEST']._serialized_end=435
+  _globals['_GENERATESELFEDITSREQUEST_ASSIGNMENT']._serialized_start=351
+  _globals['_GENERATESELFEDITSREQUEST_ASSIGNMENT']._serialized_end=435
+  _globals['_GENERATESELFEDITSRESPONSE']._serialized_start=438
+  _globals['_GENERATESELFEDITSRESPONSE']._serialized_end=798
+  _globals['_GENERATESELFEDITSRESPONSE_FINISHREASON']._serialized_start=703
+  _globals['_GENERATESELFEDITSRESPONSE_FINISHREASON']._serialized_end=798
+  _globals['_ACTIVATEPOLICYREQUEST']._serialized_start=800
+  _globals['_ACTIVATEPOLICYREQUEST']._serialized_end=840
+  _globals['_GETSERVINGSTATEREQUEST']._serialized_start=842
+  _globals['_GETSERVINGSTATEREQUEST']._serialized_end=866
+  _globals['_SERVINGSTATE']._serialized_start=869
+  _globals['_SERVINGSTATE']._serialized_end=1002
+  _globals['_USAGE']._serialized_start=1004
+  _globals['_USAGE']._serialized_end=1093
+  _globals['_TEACHERSERVICE']._serialized_start=1096
+  _globals['_TEACHERSERVICE']._serialized_end=1372
 # @@protoc_insertion_point(module_scope)

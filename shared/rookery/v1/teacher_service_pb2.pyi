@@ -63,6 +63,7 @@ class GenerateSelfEditsRequest(_message.Message):
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     REDRAWS_FIELD_NUMBER: _builtins.int
+    STUDENT_RECIPE_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """Optional. The policy's adapter, `adapters/{sha256}`, or "base" for the base model. Default: the active one."""
     domain: _builtins.str
@@ -81,6 +82,10 @@ class GenerateSelfEditsRequest(_message.Message):
     def sampling(self) -> _recipe_pb2.Sampling:
         """Optional. How to draw."""
 
+    @_builtins.property
+    def student_recipe(self) -> _recipe_pb2.LoraRecipe:
+        """Optional. How students will train; a self-edit that asks for more steps than its `max_steps` is nothing new, too."""
+
     def __init__(
         self,
         *,
@@ -90,10 +95,11 @@ class GenerateSelfEditsRequest(_message.Message):
         assignments: _abc.Iterable[Global___GenerateSelfEditsRequest.Assignment] | None = ...,
         sampling: _recipe_pb2.Sampling | None = ...,
         redraws: _builtins.int = ...,
+        student_recipe: _recipe_pb2.LoraRecipe | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "student_recipe", b"student_recipe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "assignments", b"assignments", "domain", b"domain", "redraws", b"redraws", "sampling", b"sampling", "style", b"style"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "assignments", b"assignments", "domain", b"domain", "redraws", b"redraws", "sampling", b"sampling", "student_recipe", b"student_recipe", "style", b"style"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

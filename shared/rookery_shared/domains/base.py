@@ -72,15 +72,16 @@ class Domain(Protocol):
         """JSON schema that self-edits are held to, where the teacher's engine can; empty if they are free text."""
         ...
 
-    def fault(self, context: Context, self_edit: str) -> str:
-        """Why a self-edit cannot be used; empty if it can. One that cannot earns the lowest reward, 0.
+    def fault(self, context: Context, self_edit: str, *, recipe: LoraRecipe) -> str:
+        """Why a self-edit cannot be used to train by the recipe; empty if it can. One that cannot earns the lowest
+        reward, 0.
 
         May take a while, so it is not asked while a transaction is open; `examples` neither.
         """
         ...
 
-    def baseline(self, name: str, context: Context, *, seed: int) -> str:
-        """A self-edit of one of the baselines; it has no fault. Takes no time. Raises KeyError for another name."""
+    def baseline(self, name: str, context: Context, *, seed: int, recipe: LoraRecipe) -> str:
+        """A self-edit of one of the baselines. Takes no time. Raises KeyError for another name."""
         ...
 
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:

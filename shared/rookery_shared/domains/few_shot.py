@@ -42,7 +42,9 @@ from rookery_shared.grids.voting import ATTEMPTS, elect
 from rookery_shared.types import Context, Demonstration, Example, LoraRecipe, Question, Schedule
 
 MOST_STEPS = 375
-"""Optimiser steps of one training, in the paper's batches of 2. A configuration that asks for more is refused."""
+"""Optimiser steps of one training, where its recipe has no limit of its own. More are refused."""
+MOST_DRAWS = 1_000
+"""Of configurations within a step limit."""
 MOST_CHARACTERS = 16_000
 """Of one practice task: about 8,000 tokens."""
 ORDERS = 2
@@ -131,33 +133,35 @@ class FewShot:
     def self_edit_schema(self, style: str) -> str:
         return json.dumps(schema_to_write_by())
 
-    def fault(self, context: Context, self_edit: str) -> str:
+    def fault(self, context: Context, self_edit: str, *, recipe: LoraRecipe) -> str:
         try:
             configuration = read_configuration(self_edit)
         except BadConfiguration as bad:
             return str(bad)
-        if not _may_exceed(context, configuration):
+        if not _may_exceed(context, configuration, recipe):
             return ""
-        one_more = _most_examples(configuration.epochs) + 1
+        one_more = _most_examples(configuration, recipe) + 1
         if self._count(context, configuration.groups, most=one_more) < one_more:
             return ""
-        return f"{configuration.epochs} epochs of {one_more} examples or more are over {MOST_STEPS} steps"
+        return f"{configuration.epochs} epochs of {one_more} examples or more are over {_most_steps(recipe)} steps"
 
-    def baseline(self, name: str, context: Context, *, seed: int) -> str:
-        """No practice is made for it: a random one is within the step limit however much comes of its augmentations."""
+    def baseline(self, name: str, context: Context, *, seed: int, recipe: LoraRecipe) -> str:
+        """Within the step limit however much comes of its augmentations, unless the limit is too low for any: no
+        practice is made for it."""
         if name == ORACLE:
-            return write_configuration(
-                Configuration(
-                    groups=(*GROUPS,),
-                    strategy=Strategy.OUTPUT,
-                    learning_rate=self.student_recipe.learning_rate,
-                    epochs=self.student_recipe.epochs,
-                )
-            )
+            return write_configuration(self._oracle(context, recipe))
         rng = random.Random(seed)
-        while _may_exceed(context, drawn := draw_configuration(rng)):
-            pass
-        return write_configuration(drawn)
+        drawn = (draw_configuration(rng) for _ in range(MOST_DRAWS))
+        usable = (configuration for configuration in drawn if not _may_exceed(context, configuration, recipe))
+        return write_configuration(next(usable, None) or replace(draw_configuration(rng), groups=(), epochs=1))
+
+    def _oracle(self, context: Context, recipe: LoraRecipe) -> Configuration:
+        """The paper's two epochs, or what the limit leaves of them."""
+        rate, epochs = self.student_recipe.learning_rate, self.student_recipe.epochs
+        whole = Configuration(groups=(*GROUPS,), strategy=Strategy.OUTPUT, learning_rate=rate, epochs=epochs)
+        shorter = (replace(whole, epochs=count) for count in range(epochs, 0, -1))
+        usable = (configuration for configuration in shorter if not _may_exceed(context, configuration, recipe))
+        return next(usable, None) or replace(whole, epochs=1)
 
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:
         """Without a self-edit, practice without augmentations."""
@@ -237,15 +241,19 @@ class FewShot:
         return min(grades) if reward == EXACT else statistics.mean(grades)
 
 
-def _most_examples(epochs: int) -> int:
-    """With which so many epochs are within the step limit."""
-    return (2 * MOST_STEPS + 1) // epochs
+def _most_steps(recipe: LoraRecipe) -> int:
+    return recipe.max_steps or MOST_STEPS
 
 
-def _may_exceed(context: Context, configuration: Configuration) -> bool:
+def _most_examples(configuration: Configuration, recipe: LoraRecipe) -> int:
+    """With which the configuration's epochs are within the step limit."""
+    return replace(recipe, epochs=configuration.epochs).most_examples(_most_steps(recipe))
+
+
+def _may_exceed(context: Context, configuration: Configuration, recipe: LoraRecipe) -> bool:
     """Whether it could be over the step limit, by the most practice that could come of it."""
     examples = most_tasks(len(context.demonstrations), configuration.groups)
-    return examples > _most_examples(configuration.epochs)
+    return examples > _most_examples(configuration, recipe)
 
 
 def _shown(pairs: Sequence[tuple[str, str]]) -> str:

@@ -105,14 +105,19 @@ class Knowledge:
     def self_edit_schema(self, style: str) -> str:
         return ""
 
-    def fault(self, context: Context, self_edit: str) -> str:
-        """There is none: any text can be learned."""
-        return ""
+    def fault(self, context: Context, self_edit: str, *, recipe: LoraRecipe) -> str:
+        """Any text can be learned, unless it is too long for a limit of steps."""
+        if not recipe.max_steps:
+            return ""
+        sequences = len(self.examples(context, self_edit, seed=0))
+        if sequences <= recipe.most_examples(recipe.max_steps):
+            return ""
+        return f"{recipe.epochs} epochs of {sequences} sequences are over {recipe.max_steps} steps"
 
     def recipe(self, self_edit: str, recipe: LoraRecipe) -> LoraRecipe:
         return recipe
 
-    def baseline(self, name: str, context: Context, *, seed: int) -> str:
+    def baseline(self, name: str, context: Context, *, seed: int, recipe: LoraRecipe) -> str:
         raise KeyError(name)
 
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:

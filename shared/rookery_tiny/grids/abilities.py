@@ -128,7 +128,9 @@ def measure(
         known_pair=answering.score(known_contexts(asked, steps=2, demonstrations=demonstrations)),
         new=answering.score(new[:asked]),
         held_valid=statistics.mean(_is_valid(text) for _, text in held),
-        held_usable=statistics.mean(not find_domain("few_shot").fault(context, text) for context, text in held),
+        held_usable=statistics.mean(
+            not find_domain("few_shot").fault(context, text, recipe=STUDENT) for context, text in held
+        ),
         free_valid=statistics.mean(_is_valid(text) for _, text in free),
         tried=tuple(try_out(answering, chosen, new[:practised]) for chosen in configurations),
     )

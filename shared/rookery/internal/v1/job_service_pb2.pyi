@@ -162,6 +162,7 @@ class GenerateWork(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     REDRAWS_FIELD_NUMBER: _builtins.int
+    STUDENT_RECIPE_FIELD_NUMBER: _builtins.int
     teacher: _builtins.str
     """Output only. The teacher's profile."""
     adapter: _builtins.str
@@ -180,6 +181,10 @@ class GenerateWork(_message.Message):
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateWork.Item]:
         """Output only. One for each context."""
 
+    @_builtins.property
+    def student_recipe(self) -> _recipe_pb2.LoraRecipe:
+        """Output only. How students will train; a self-edit that asks for more steps than it allows is of no use."""
+
     def __init__(
         self,
         *,
@@ -190,10 +195,11 @@ class GenerateWork(_message.Message):
         sampling: _recipe_pb2.Sampling | None = ...,
         items: _abc.Iterable[Global___GenerateWork.Item] | None = ...,
         redraws: _builtins.int = ...,
+        student_recipe: _recipe_pb2.LoraRecipe | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "student_recipe", b"student_recipe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "domain", b"domain", "items", b"items", "redraws", b"redraws", "sampling", b"sampling", "style", b"style", "teacher", b"teacher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "domain", b"domain", "items", b"items", "redraws", b"redraws", "sampling", b"sampling", "student_recipe", b"student_recipe", "style", b"style", "teacher", b"teacher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
