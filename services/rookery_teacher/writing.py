@@ -116,7 +116,6 @@ class Teacher:
         """
         policy = adapter or self.active
         ref, rules = await find_adapter(self._cache, self.engine, policy), find_domain(domain)
-        schema = rules.self_edit_schema(style)
         drafts = [
             _Draft(
                 assignment=a,
@@ -127,7 +126,9 @@ class Teacher:
                     else rules.self_edit_prompt(assignment.context, style=style)
                 ),
                 seed=seed,
-                schema="" if assignment.questions else schema,
+                schema=""
+                if assignment.questions
+                else rules.self_edit_schema(assignment.context, style=style, recipe=recipe),
             )
             for a, assignment in enumerate(assignments)
             for i, seed in enumerate(assignment.seeds)

@@ -26,7 +26,7 @@ from rookery_shared.domains import find_domain
 from rookery_shared.errors import AdapterRefused, PromptTooLong, RemoteRefused
 from rookery_shared.grids.configuration import read_configuration
 from rookery_shared.settings import RemoteModel
-from rookery_shared.types import ALL_LINEAR, Context, LoraRecipe, Sampling
+from rookery_shared.types import ALL_LINEAR, Context, Demonstration, LoraRecipe, Question, Sampling
 from rookery_tiny.contexts import make_contexts
 from rookery_tiny.world import Surnames
 from rookery_training.batch import AdapterTask, BatchTrainer
@@ -201,7 +201,11 @@ def test_a_text_is_held_to_its_schema_and_others_are_free(
     engine: Engine, reference: Engine, runner: asyncio.Runner, adapters: list[AdapterRef]
 ) -> None:
     """The tiny model knows no JSON, and what it would rather say beside is not changed by it."""
-    schema = find_domain("few_shot").self_edit_schema("configuration")
+    few_shot = find_domain("few_shot")
+    shown = (Demonstration(input="1", output="2"), Demonstration(input="3", output="4"))
+    recipe = replace(few_shot.student_recipe, max_steps=72)
+    task = Context(title="task", demonstrations=shown, questions=(Question(question="5", answer="6"),))
+    schema = few_shot.self_edit_schema(task, style="configuration", recipe=recipe)
     drawn = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=300)
     held = [
         GenerationRequest(prompt="Edda", sampling=sampling, seed=seed, adapter=adapter, schema=schema)
@@ -213,6 +217,8 @@ def test_a_text_is_held_to_its_schema_and_others_are_free(
     read = [read_configuration(generation.text) for generation in texts[: len(held)]]
     assert all(generation.finish is Finish.STOP for generation in texts[: len(held)])
     assert len({*read}) > 6
+    assert not any(few_shot.fault(task, text.text, recipe=recipe) for text in texts[: len(held)])
+    assert {len(configuration.groups) for configuration in read} > {1}
     assert [g.text for g in texts[len(held) :]] == [g.text for g in runner.run(write(reference, free))]
     greedy = [request for request in held if not request.sampling.temperature]
     ours, theirs = (runner.run(write(one, greedy)) for one in (engine, reference))

@@ -1,4 +1,5 @@
-"""`rookery quickstart-few-shot` from its start to its report, with a grid model that has learned nothing."""
+"""`rookery quickstart-few-shot` from its start to its report, with a grid model that has learned nothing; and what the
+last `make quickstart-few-shot` has shown with the built-in one, if there was any. CI has no time for it."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +16,10 @@ from rookery.local.ports import free_port
 from rookery.v1.recipe_pb2 import GRADER_CELLS, GRADER_EXACT
 from rookery_tiny.grids.tokenizer import LONGEST, make_tokenizer
 from rookery_tiny.training import Shape, new_model
+from tests.prerequisites import ROOT
 
-ROWS = ["base", "passage only", "random", "oracle", "self-edits before RL", "after round 1"]
+REPORT = ROOT / "rookery-data" / "few-shot.json"
+ROWS = ["base", "passage only", "random", "oracle", "self-edits before RL", "after round 1", "after round 2"]
 
 
 @pytest.fixture
@@ -50,3 +54,29 @@ def test_cells_pay_and_solved_puzzles_are_reported() -> None:
     assert not {c.title.partition(": ")[2] for c in run.train_contexts} & {
         c.title.partition(": ")[2] for c in run.test_contexts
     }, "rules of the test are new"
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    if not REPORT.exists():
+        pytest.skip("no `make quickstart-few-shot` was run here")
+    content: dict[str, Any] = json.loads(REPORT.read_text())
+    return content
+
+
+def test_reinforcement_learning_gains_ten_points(report: dict[str, Any]) -> None:
+    [last] = [c for c in report["comparisons"] if c["second"] == ROWS[-1] and c["first"] == "self-edits before RL"]
+    assert last["mean_difference"] >= 0.10
+    assert last["p_value"] < 0.01
+    assert last["n"] >= 24
+
+
+def test_it_takes_at_most_eight_minutes(report: dict[str, Any]) -> None:
+    assert report["seconds"] <= 480
+
+
+def test_the_teacher_comes_to_prefer_what_works(report: dict[str, Any]) -> None:
+    """Augmentations that turn and mirror, and learning rates at which something is learned."""
+    before, after = (report["choices"][when] for when in ("before RL", "after RL"))
+    assert after["groups"]["basic"] > before["groups"]["basic"]
+    assert after["learning_rate"][1] > 3 * before["learning_rate"][1]

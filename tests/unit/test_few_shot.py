@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 
+import jsonschema
 import pytest
 
 from rookery.internal.v1.job_service_pb2 import Generated
@@ -138,6 +139,35 @@ def test_the_oracle_has_the_papers_two_epochs_or_what_the_limit_leaves_of_them()
         return oracle.epochs
 
     assert (epochs(0), epochs(250), epochs(249), epochs(1)) == (2, 2, 1, 1)
+
+
+@pytest.mark.parametrize("max_steps", [30, 72, 375])
+def test_what_is_held_to_the_schema_is_within_the_step_limit(max_steps: int) -> None:
+    recipe = replace(DOMAIN.student_recipe, max_steps=max_steps)
+    held = held_to(recipe)
+    allowed = [text for text in some_configurations() if held.is_valid(json.loads(text))]
+    assert {read_configuration(text).groups for text in allowed} > ({()} if max_steps > 30 else set())
+    assert {DOMAIN.fault(CONTEXT, text, recipe=recipe) for text in allowed} == {""}
+
+
+@pytest.mark.parametrize("max_steps", [1, 1_000_000])
+def test_a_limit_that_is_too_low_for_any_or_too_high_for_all_does_not_change_the_schema(max_steps: int) -> None:
+    held = held_to(replace(DOMAIN.student_recipe, max_steps=max_steps))
+    assert all(held.is_valid(json.loads(text)) for text in some_configurations())
+
+
+def held_to(recipe: LoraRecipe) -> jsonschema.Draft202012Validator:
+    """But for the digits of the learning rate, which a validator in floating point cannot count."""
+    schema = DOMAIN.self_edit_schema(CONTEXT, style="configuration", recipe=recipe)
+    return jsonschema.Draft202012Validator(json.loads(schema.replace(', "multipleOf": 1e-06', "")))
+
+
+def some_configurations() -> list[str]:
+    """Of some groups, with all numbers of epochs."""
+    chosen = itertools.product(((), ("use_size_augmentations",), (*GROUPS,)), range(1, MOST_EPOCHS + 1))
+    return [
+        configured(**{group: group in groups for group in GROUPS}, num_train_epochs=epochs) for groups, epochs in chosen
+    ]
 
 
 def test_steps_are_counted_no_further_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -406,8 +406,10 @@ def test_it_is_saved_as_transformers_expects(tmp_path: Path) -> None:
 def test_a_text_that_is_held_to_the_schema_may_be_any_configuration_token_by_token() -> None:
     stop = tokenizer().eos_token_id
     constraints = Constraints(tokenizer(), vocabulary=len(tokenizer()), stop=[stop])
+    [task] = make_contexts(Known.TRAIN, 1, seed=0)
+    unlimited = replace(DOMAIN.student_recipe, max_steps=1_000_000)
     for seed in range(20):
-        held = constraints.hold_to(DOMAIN.self_edit_schema("configuration"))
+        held = constraints.hold_to(DOMAIN.self_edit_schema(task, style="configuration", recipe=unlimited))
         assert held is not None
         for token in tokenizer().encode(any_configuration(random.Random(seed))):
             assert held.allowed_V()[token], tokenizer().decode([token])

@@ -68,8 +68,9 @@ class Domain(Protocol):
         """What the teacher is given to write a self-edit."""
         ...
 
-    def self_edit_schema(self, style: str) -> str:
-        """JSON schema that self-edits are held to, where the teacher's engine can; empty if they are free text."""
+    def self_edit_schema(self, context: Context, *, style: str, recipe: LoraRecipe) -> str:
+        """JSON schema that self-edits to train by the recipe are held to, where the teacher's engine can; empty if they
+        are free text."""
         ...
 
     def fault(self, context: Context, self_edit: str, *, recipe: LoraRecipe) -> str:

@@ -130,17 +130,23 @@ class FewShot:
         shown = _shown([(d.input, d.output) for d in context.demonstrations])
         return _SELF_EDIT_PROMPT.format(demonstrations=shown, least=least, most=most, epochs=MOST_EPOCHS)
 
-    def self_edit_schema(self, style: str) -> str:
-        return json.dumps(schema_to_write_by())
+    def self_edit_schema(self, context: Context, *, style: str, recipe: LoraRecipe) -> str:
+        """Within the step limit, too, however much practice comes of the augmentations."""
+
+        def most_epochs(groups: tuple[str, ...]) -> int:
+            counts = range(MOST_EPOCHS, 0, -1)
+            return next((count for count in counts if not _may_exceed(context, groups, count, recipe)), 0)
+
+        return json.dumps(schema_to_write_by(most_epochs))
 
     def fault(self, context: Context, self_edit: str, *, recipe: LoraRecipe) -> str:
         try:
             configuration = read_configuration(self_edit)
         except BadConfiguration as bad:
             return str(bad)
-        if not _may_exceed(context, configuration, recipe):
+        if not _may_exceed(context, configuration.groups, configuration.epochs, recipe):
             return ""
-        one_more = _most_examples(configuration, recipe) + 1
+        one_more = _most_examples(configuration.epochs, recipe) + 1
         if self._count(context, configuration.groups, most=one_more) < one_more:
             return ""
         return f"{configuration.epochs} epochs of {one_more} examples or more are over {_most_steps(recipe)} steps"
@@ -152,7 +158,7 @@ class FewShot:
             return write_configuration(self._oracle(context, recipe))
         rng = random.Random(seed)
         drawn = (draw_configuration(rng) for _ in range(MOST_DRAWS))
-        usable = (configuration for configuration in drawn if not _may_exceed(context, configuration, recipe))
+        usable = (c for c in drawn if not _may_exceed(context, c.groups, c.epochs, recipe))
         return write_configuration(next(usable, None) or replace(draw_configuration(rng), groups=(), epochs=1))
 
     def _oracle(self, context: Context, recipe: LoraRecipe) -> Configuration:
@@ -160,7 +166,7 @@ class FewShot:
         rate, epochs = self.student_recipe.learning_rate, self.student_recipe.epochs
         whole = Configuration(groups=(*GROUPS,), strategy=Strategy.OUTPUT, learning_rate=rate, epochs=epochs)
         shorter = (replace(whole, epochs=count) for count in range(epochs, 0, -1))
-        usable = (configuration for configuration in shorter if not _may_exceed(context, configuration, recipe))
+        usable = (c for c in shorter if not _may_exceed(context, c.groups, c.epochs, recipe))
         return next(usable, None) or replace(whole, epochs=1)
 
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:
@@ -245,15 +251,14 @@ def _most_steps(recipe: LoraRecipe) -> int:
     return recipe.max_steps or MOST_STEPS
 
 
-def _most_examples(configuration: Configuration, recipe: LoraRecipe) -> int:
-    """With which the configuration's epochs are within the step limit."""
-    return replace(recipe, epochs=configuration.epochs).most_examples(_most_steps(recipe))
+def _most_examples(epochs: int, recipe: LoraRecipe) -> int:
+    """With which so many epochs are within the step limit."""
+    return replace(recipe, epochs=epochs).most_examples(_most_steps(recipe))
 
 
-def _may_exceed(context: Context, configuration: Configuration, recipe: LoraRecipe) -> bool:
-    """Whether it could be over the step limit, by the most practice that could come of it."""
-    examples = most_tasks(len(context.demonstrations), configuration.groups)
-    return examples > _most_examples(configuration, recipe)
+def _may_exceed(context: Context, groups: Sequence[str], epochs: int, recipe: LoraRecipe) -> bool:
+    """Whether it could be over the step limit, by the most practice that could come of the groups."""
+    return most_tasks(len(context.demonstrations), groups) > _most_examples(epochs, recipe)
 
 
 def _shown(pairs: Sequence[tuple[str, str]]) -> str:

@@ -102,7 +102,7 @@ class Knowledge:
     def self_edit_prompt(self, context: Context, *, style: str) -> str:
         return self_edit_prompt(title=context.title, passage=context.passage, style=style)
 
-    def self_edit_schema(self, style: str) -> str:
+    def self_edit_schema(self, context: Context, *, style: str, recipe: LoraRecipe) -> str:
         return ""
 
     def fault(self, context: Context, self_edit: str, *, recipe: LoraRecipe) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -63,10 +64,28 @@ SCHEMA: Mapping[str, Any] = {
 """JSON schema of the text."""
 
 
-def schema_to_write_by() -> dict[str, Any]:
-    """`SCHEMA`, but for numbers whose digits end, for engines that can be held to one."""
+def schema_to_write_by(most_epochs: Callable[[tuple[str, ...]], int]) -> dict[str, Any]:
+    """`SCHEMA`, but for numbers whose digits end, for engines that can be held to one; and with no more epochs than
+    there may be with some groups, none of them if there may be none. Without a limit to any it is one object."""
+    limits: dict[tuple[str, ...], int] = {}
+    for flags in itertools.product((True, False), repeat=len(GROUPS)):
+        groups = tuple(itertools.compress(GROUPS, flags))
+        if most := min(MOST_EPOCHS, most_epochs(groups)):
+            limits[groups] = most
+    if not limits or {*limits.values()} == {MOST_EPOCHS}:
+        return _schema(MOST_EPOCHS)
+    return {"anyOf": [_schema(most, groups) for groups, most in limits.items()]}
+
+
+def _schema(most_epochs: int, groups: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """With any groups, or these."""
     schema = copy.deepcopy({**SCHEMA})
-    schema["properties"]["training"]["properties"]["learning_rate"]["multipleOf"] = LEARNING_RATES[0]
+    training = schema["properties"]["training"]["properties"]
+    training["learning_rate"]["multipleOf"] = LEARNING_RATES[0]
+    training["num_train_epochs"]["maximum"] = most_epochs
+    if groups is not None:
+        flags = schema["properties"]["data_generation"]["properties"]
+        flags.update({group: {"const": group in groups} for group in GROUPS})
     return schema
 
 

@@ -180,10 +180,13 @@ class Answering:
     def configurations(self, contexts: Sequence[Context], count: int, *, held: bool) -> list[tuple[Context, str]]:
         """So many, each with the context that it was written for; all contexts in turn."""
         domain, sampling = find_domain("few_shot"), Sampling(top_p=1.0, max_new_tokens=LONGEST_CONFIGURATION)
-        schema = domain.self_edit_schema(STYLE) if held else ""
         asked = [contexts[i % len(contexts)] for i in range(count)]
+        schemas = [domain.self_edit_schema(c, style=STYLE, recipe=STUDENT) if held else "" for c in asked]
         prompts = [domain.self_edit_prompt(context, style=STYLE) for context in asked]
-        rows = [self._row(prompt, sampling, seed=i, schema=schema) for i, prompt in enumerate(prompts)]
+        rows = [
+            self._row(prompt, sampling, seed=i, schema=schema)
+            for i, (prompt, schema) in enumerate(zip(prompts, schemas, strict=True))
+        ]
         return [*zip(asked, self._write(rows), strict=True)]
 
     def _row(self, prompt: str, sampling: Sampling, *, seed: int = 0, adapter: str = BASE, schema: str = "") -> Row:
