@@ -28,7 +28,7 @@ THREADS = 2
 LONGEST_CONFIGURATION, LONGEST_ANSWER = 300, 48
 DEMONSTRATIONS, TESTS = 2, 1
 """Of a puzzle: with few demonstrations practice is quick, and augmentations matter."""
-STUDENT_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], warmup_steps=4, max_steps=72)
+STUDENT_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], warmup_steps=4, batch_size=1, max_steps=144)
 """A configuration decides the rest. So few steps are enough for puzzles as small, and trials are quick."""
 TEACHER_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], epochs=20, learning_rate=3e-3, batch_size=4)
 """Few configurations gain, so what there is to learn from is small."""
