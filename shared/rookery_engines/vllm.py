@@ -8,6 +8,7 @@ one is never taken for another's.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import uuid
 from collections import OrderedDict
@@ -27,12 +28,15 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from rookery_engines.constraints import guided
 from rookery_engines.devices import find_device
+from rookery_engines.encoding import alike
 from rookery_engines.fitting import check_fits
 from rookery_engines.models import ModelSource, stop_tokens
 from rookery_engines.ranks import bound
 from rookery_engines.texts import Texts
 from rookery_engines.types import (
     AdapterRef,
+    Answer,
+    AnswerRequest,
     Finish,
     Generation,
     GenerationRequest,
@@ -45,6 +49,8 @@ IN_BATCH = 8
 """Different adapters of one step; requests of more wait their turn. More of them if they are small."""
 IN_BATCH_BYTES = 2**30
 """What the places of more adapters in a step may take."""
+MOST_FOLLOWED = 128
+"""Tokens whose likelihoods vLLM gives at every step."""
 WATCH_SECONDS = 0.5
 """Between two looks at whether the core lives."""
 CPU_CACHE_GIB = "1"
@@ -157,6 +163,9 @@ class VllmEngine:
     async def log_likelihoods(self, requests: Sequence[LikelihoodRequest]) -> list[float]:
         return await asyncio.gather(*(self._log_likelihood(request) for request in requests))
 
+    async def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
+        return await asyncio.gather(*(self._answer(request) for request in requests))
+
     async def _write(self, index: int, prompt: list[int], most: int, request: GenerationRequest) -> Generation:
         sampling = SamplingParams(
             temperature=request.sampling.temperature,
@@ -180,17 +189,46 @@ class VllmEngine:
         )
 
     async def _log_likelihood(self, request: LikelihoodRequest) -> float:
-        prompt, completion = self._texts.pair(request)
+        return await self._mean_score(*self._texts.pair(request), request.adapter)
+
+    async def _mean_score(self, prompt: list[int], completion: list[int], adapter: AdapterRef | None) -> float:
         sampling = SamplingParams(
             max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        tokens = prompt + completion
-        result = await self._ask(tokens, sampling, request.adapter)
+        result = await self._ask(prompt + completion, sampling, adapter)
         assert result.prompt_logprobs is not None
         scores: list[float] = [
             step[token].logprob for step, token in zip(result.prompt_logprobs[len(prompt) :], completion, strict=True)
         ]
         return sum(scores) / len(scores)
+
+    async def _answer(self, request: AnswerRequest) -> Answer:
+        """While the model writes what the gold answer says, each of its steps says how likely the gold's token is.
+
+        So a gold of one token, or one that the model writes itself, is not read again.
+        """
+        prompt, gold, most = self._texts.answer(request.prompt, request.gold, request.max_new_tokens)
+        followed = sorted({*gold}) if len({*gold}) <= MOST_FOLLOWED else []
+        sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=most,
+            stop_token_ids=sorted(self._stop),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            logprob_token_ids=followed or None,
+        )
+        [output] = (await self._ask(prompt, sampling, request.adapter)).outputs
+        tokens = [*output.token_ids]
+        known = min(len(tokens), alike(gold, tokens) + 1) if followed else 0
+        if not gold:
+            score = math.nan
+        elif known >= len(gold):
+            assert output.logprobs is not None
+            score = sum(step[token].logprob for step, token in zip(output.logprobs, gold, strict=False)) / len(gold)
+        else:
+            score = await self._mean_score(prompt, gold, request.adapter)
+        stopped = bool(tokens) and tokens[-1] in self._stop
+        return Answer(text=self._texts.text(tokens[:-1] if stopped else tokens), log_likelihood=score)
 
     async def _ask(self, prompt: list[int], sampling: SamplingParams, adapter: AdapterRef | None) -> RequestOutput:
         answers = self._engine.generate(
