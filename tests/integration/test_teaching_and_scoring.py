@@ -372,10 +372,11 @@ def test_what_cannot_be_scored_is_named(
 def test_a_likelihood_that_is_no_number_is_no_score(
     engine: CountingEngine, cache: AdapterCache, adapters: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(requests: Sequence[LikelihoodRequest]) -> list[float]:
-        return [math.nan if request.completion == "Norwick" else -1.0 - i for i, request in enumerate(requests)]
+    async def broken(requests: Sequence[AnswerRequest]) -> list[Answer]:
+        scores = [math.nan if request.gold == "Norwick" else -1.0 - i for i, request in enumerate(requests)]
+        return [Answer(text="", log_likelihood=score) for score in scores]
 
-    monkeypatch.setattr(engine, "log_likelihoods", broken)
+    monkeypatch.setattr(engine, "answer", broken)
     with pytest.raises(GradeNotANumber, match="nan"):
         score(Evaluator(engine, cache), adapters[0])
 
