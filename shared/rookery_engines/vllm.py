@@ -28,7 +28,6 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from rookery_engines.constraints import guided
 from rookery_engines.devices import find_device
-from rookery_engines.encoding import alike
 from rookery_engines.fitting import check_fits
 from rookery_engines.models import ModelSource, stop_tokens
 from rookery_engines.ranks import bound
@@ -44,13 +43,12 @@ from rookery_engines.types import (
     ModelIdentity,
 )
 from rookery_shared.errors import AdapterMismatch, EngineDead, ModelNotLoadable
+from rookery_shared.types import Sampling
 
 IN_BATCH = 8
 """Different adapters of one step; requests of more wait their turn. More of them if they are small."""
 IN_BATCH_BYTES = 2**30
 """What the places of more adapters in a step may take."""
-MOST_FOLLOWED = 128
-"""Tokens whose likelihoods vLLM gives at every step."""
 WATCH_SECONDS = 0.5
 """Between two looks at whether the core lives."""
 CPU_CACHE_GIB = "1"
@@ -203,32 +201,14 @@ class VllmEngine:
         return sum(scores) / len(scores)
 
     async def _answer(self, request: AnswerRequest) -> Answer:
-        """While the model writes what the gold answer says, each of its steps says how likely the gold's token is.
-
-        So a gold of one token, or one that the model writes itself, is not read again.
-        """
         prompt, gold, most = self._texts.answer(request.prompt, request.gold, request.max_new_tokens)
-        followed = sorted({*gold}) if len({*gold}) <= MOST_FOLLOWED else []
-        sampling = SamplingParams(
-            temperature=0.0,
-            max_tokens=most,
-            stop_token_ids=sorted(self._stop),
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            logprob_token_ids=followed or None,
-        )
-        [output] = (await self._ask(prompt, sampling, request.adapter)).outputs
-        tokens = [*output.token_ids]
-        known = min(len(tokens), alike(gold, tokens) + 1) if followed else 0
+        greedy = Sampling(temperature=0.0, max_new_tokens=most)
+        asked = GenerationRequest(prompt=request.prompt, sampling=greedy, seed=0, adapter=request.adapter)
+        writing = self._write(0, prompt, most, asked)
         if not gold:
-            score = math.nan
-        elif known >= len(gold):
-            assert output.logprobs is not None
-            score = sum(step[token].logprob for step, token in zip(output.logprobs, gold, strict=False)) / len(gold)
-        else:
-            score = await self._mean_score(prompt, gold, request.adapter)
-        stopped = bool(tokens) and tokens[-1] in self._stop
-        return Answer(text=self._texts.text(tokens[:-1] if stopped else tokens), log_likelihood=score)
+            return Answer(text=(await writing).text, log_likelihood=math.nan)
+        written, score = await asyncio.gather(writing, self._mean_score(prompt, gold, request.adapter))
+        return Answer(text=written.text, log_likelihood=score)
 
     async def _ask(self, prompt: list[int], sampling: SamplingParams, adapter: AdapterRef | None) -> RequestOutput:
         answers = self._engine.generate(
