@@ -24,8 +24,8 @@ test: $(VENV)/dev
 test-vllm: $(VLLM_VENV)/vllm
 	ROOKERY_NEEDS_VLLM=1 $(VLLM_VENV)/bin/python -m pytest tests/contract/test_engines.py tests/e2e/test_vllm.py
 
-# Adapters an hour, ours beside PEFT's, in one run; then adapters scored in one call beside a call for each; then what a
-# teacher learns by ReST-EM and by GRPO.
+# Adapters an hour, ours beside PEFT's, in one run; then adapters scored in one call beside a call for each and beside
+# PEFT, one at a time; then what a teacher learns by ReST-EM and by GRPO.
 bench: $(VENV)/dev
 	$(BIN)/python -m tests.bench.training --out tests/bench/results/training-cpu.json
 	$(BIN)/python -m tests.bench.plot tests/bench/results/training-cpu.json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import math
@@ -14,17 +15,20 @@ from cachetools import LRUCache
 from rookery_engines.base import Engine
 from rookery_engines.connect import find_adapter
 from rookery_engines.probing import probe
-from rookery_engines.types import AdapterRef, GenerationRequest, LikelihoodRequest
+from rookery_engines.types import AdapterRef, Answer, AnswerRequest
 from rookery_evaluator.judging import Case, Judge
 from rookery_evaluator.retention import Retention
 from rookery_shared.domains import Domain, find_domain
 from rookery_shared.domains.graders import JUDGE, LOGLIK
 from rookery_shared.errors import GradeNotANumber, NoJudge
 from rookery_shared.store.adapters import AdapterCache
-from rookery_shared.types import Context, Question, Sampling
+from rookery_shared.types import Context, Question
 
 BASE_ANSWERS = 100_000
 """Answers of the base model that are remembered."""
+CHANGED = 0.5
+"""If an adapter makes a gold answer so many nats more or less likely, it was asked and not the base: from batch to
+batch, rounding in 16 bits changes less. One that does not is probed beside the base, in one batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +129,14 @@ class Evaluator:
         for first in range(0, len(items), self.engine.max_adapters):
             places = range(first, min(first + self.engine.max_adapters, len(items)))
             names = {items[i].adapter for i in places}
-            refs = {name: await find_adapter(self._cache, self.engine, name) for name in names}
+            found = await asyncio.gather(*(find_adapter(self._cache, self.engine, name) for name in names))
+            refs = dict(zip(names, found, strict=True))
             adapters = [ref for ref in refs.values() if ref is not None]
-            await probe(self.engine, adapters, rules.asks(items[first].context)[0].prompt)
+            await asyncio.gather(*(self.engine.load(adapter) for adapter in adapters))
             asks = [ask for i in places for ask in self._asks(i, items[i].context, refs[items[i].adapter], rules)]
             pairs = await self._answer(asks, rules, max_new_tokens)
+            unproved = _unproved(asks, pairs)
+            await probe(self.engine, unproved, rules.asks(items[first].context)[0].prompt)
             if judge is not None:
                 pairs = await _judged(judge, asks, pairs)
             answered: defaultdict[int, list[Pair]] = defaultdict(list)
@@ -165,40 +172,48 @@ class Evaluator:
         before = {ask.key: self._base.get((ask.key, max_new_tokens)) for ask in asks}
         unknown = [*{ask.key: ask for ask in asks if before[ask.key] is None}.values()]
         asked = [replace(ask, adapter=None) for ask in unknown] + [*asks]
-        texts = await self._write(asked, rules, max_new_tokens)
-        logliks = await self._log_likelihoods(asked)
-        for ask, text, loglik in zip(unknown, texts, logliks, strict=False):
-            before[ask.key] = self._base[ask.key, max_new_tokens] = _graded(ask, text, loglik, rules)
+        answered = await self._ask(asked, rules, max_new_tokens)
+        for ask, answer in zip(unknown, answered, strict=False):
+            before[ask.key] = self._base[ask.key, max_new_tokens] = answer
         pairs: list[Pair] = []
-        for ask, text, loglik in zip(asks, texts[len(unknown) :], logliks[len(unknown) :], strict=True):
+        for ask, answer in zip(asks, answered[len(unknown) :], strict=True):
             base = before[ask.key]
             assert base is not None
-            pairs.append((base, _graded(ask, text, loglik, rules)))
+            pairs.append((base, answer))
         return pairs
 
-    async def _write(self, asks: Sequence[_Ask], rules: Domain, max_new_tokens: int) -> list[str]:
-        """The answer to each, from what is written to all of its prompts."""
-        greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
+    async def _ask(self, asks: Sequence[_Ask], rules: Domain, max_new_tokens: int) -> list[Answered]:
+        """The graded answer to each, from what is written to all of its prompts."""
         requests = [
-            GenerationRequest(prompt=prompt, sampling=greedy, seed=0, adapter=ask.adapter)
+            AnswerRequest(
+                prompt=prompt,
+                gold=ask.question.answer if way == 0 else "",
+                max_new_tokens=max_new_tokens,
+                adapter=ask.adapter,
+            )
             for ask in asks
-            for prompt in ask.prompts
+            for way, prompt in enumerate(ask.prompts)
         ]
-        written = {g.request: g.text async for g in self.engine.generate(requests)}
-        texts = iter(written[n] for n in range(len(requests)))
-        return [rules.answer(ask.context, ask.index, [next(texts) for _ in ask.prompts]) for ask in asks]
-
-    async def _log_likelihoods(self, asks: Sequence[_Ask]) -> list[float]:
-        """Of the gold answers."""
-        golds = [LikelihoodRequest(prompt=a.prompts[0], completion=a.question.answer, adapter=a.adapter) for a in asks]
-        return await self.engine.log_likelihoods(golds)
+        answers = iter(await self.engine.answer(requests))
+        return [_graded(ask, [next(answers) for _ in ask.prompts], rules) for ask in asks]
 
 
-def _graded(ask: _Ask, text: str, loglik: float, rules: Domain) -> Answered:
-    """Raises GradeNotANumber."""
+def _unproved(asks: Sequence[_Ask], pairs: Sequence[Pair]) -> list[AdapterRef]:
+    """Adapters of which no gold answer shows that they were the ones that answered."""
+    adapters = {ask.adapter.name: ask.adapter for ask in asks if ask.adapter is not None}
+    for ask, (before, after) in zip(asks, pairs, strict=True):
+        if ask.adapter is not None and abs(after.grades[LOGLIK] - before.grades[LOGLIK]) > CHANGED:
+            adapters.pop(ask.adapter.name, None)
+    return [*adapters.values()]
+
+
+def _graded(ask: _Ask, answers: Sequence[Answer], rules: Domain) -> Answered:
+    """Of the answers to all ways of asking. Raises GradeNotANumber."""
+    loglik = answers[0].log_likelihood
     if not math.isfinite(loglik):
         who = ask.adapter.name if ask.adapter else "the base model"
         raise GradeNotANumber(f"the likelihood of {ask.question.answer!r} is {loglik} with {who}")
+    text = rules.answer(ask.context, ask.index, [answer.text for answer in answers])
     return Answered(text=text, grades={**rules.grade(ask.question, text), LOGLIK: loglik})
 
 

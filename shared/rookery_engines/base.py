@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, runtime_checkable
 
-from rookery_engines.types import AdapterRef, Generation, GenerationRequest, LikelihoodRequest, ModelIdentity, Usage
+from rookery_engines.types import (
+    AdapterRef,
+    Answer,
+    AnswerRequest,
+    Generation,
+    GenerationRequest,
+    LikelihoodRequest,
+    ModelIdentity,
+    Usage,
+)
 
 
 class Engine(Protocol):
@@ -35,6 +44,13 @@ class Engine(Protocol):
 
     async def log_likelihoods(self, requests: Sequence[LikelihoodRequest]) -> list[float]:
         """Mean log-likelihood of each completion's tokens given its prompt, in nats."""
+        ...
+
+    async def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
+        """What `generate` writes at temperature 0, and what `log_likelihoods` says of the gold answers.
+
+        An engine may read a prompt once for both. Raises AdapterMismatch or PromptTooLong.
+        """
         ...
 
     async def load(self, adapter: AdapterRef) -> None:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from rookery_engines.adapted import BASE, AdaptedModel
 from rookery_engines.constraints import Held
+from rookery_engines.reading import Read, read_texts
 from rookery_shared.types import Sampling
 
 MOST_LOGITS = 1 << 28
@@ -76,44 +75,48 @@ def decode(
     """Yield each row when it is finished. The batch shrinks as rows finish, and ends when it is `unwanted`."""
     active = [row for row in rows if not row.finished]
     yield from (row for row in rows if row.finished)
-    if not active:
+    if not active or unwanted():
         return
-    device = model.device
     prompts = [row.prompt for row in active]
-    cache, shared = _read_shared(model, prompts, [row.adapter for row in active], most=min(map(len, prompts)) - 1)
-    input_ids_BT, mask_BT, position_ids_BT = _left_padded(prompts, first=shared, pad=pad, device=device)
+    logits_BCV, read = read_texts(model, prompts, prompts, [row.adapter for row in active], pad=pad, last=1)
     draws = [row.draws() for row in active]
-    while not unwanted():
-        logits_BV = (
-            model(
-                [row.adapter for row in active],
-                input_ids=input_ids_BT,
-                attention_mask=mask_BT,
-                position_ids=position_ids_BT,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            .logits[:, -1]
-            .float()
-        )
-        _forbid(logits_BV, active)
-        uniform_B = torch.tensor([draw[len(row.tokens)] for row, draw in zip(active, draws, strict=True)])
-        chosen_B = choose(logits_BV, [row.sampling for row in active], uniform_B.to(device)).tolist()
-        for row, token in zip(active, chosen_B, strict=True):
-            row.take(token, stop)
+    _take(logits_BCV[:, -1].float(), active, draws, stop)
+    yield from write_on(model, active, draws, read, stop=stop, unwanted=unwanted)
+
+
+def write_on(
+    model: AdaptedModel,
+    rows: Sequence[Row],
+    draws: Sequence[Tensor],
+    read: Read,
+    *,
+    stop: frozenset[int],
+    unwanted: Callable[[], bool],
+) -> Iterator[Row]:
+    """Yield each row when it is finished. Of the others, the model has `read` all tokens but the last.
+
+    Without `draws` they are all greedy.
+    """
+    active = [*rows]
+    while True:
         yield from (row for row in active if row.finished)
         kept = [i for i, row in enumerate(active) if not row.finished]
-        if not kept:
+        if not kept or unwanted():
             return
         if len(kept) < len(active):
-            kept_B = torch.tensor(kept, device=device)
-            cache.batch_select_indices(kept_B)
-            mask_BT, position_ids_BT = mask_BT[kept_B], position_ids_BT[kept_B]
-            active, draws = [active[i] for i in kept], [draws[i] for i in kept]
-        input_ids_BT = torch.tensor([[row.tokens[-1]] for row in active], device=device)
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones((len(active), 1))], dim=1)
-        position_ids_BT = position_ids_BT[:, -1:] + 1
+            read.keep(kept)
+            active, draws = [active[i] for i in kept], [draws[i] for i in kept if draws]
+        logits_BV = read.on(model, [row.adapter for row in active], [row.tokens[-1] for row in active])
+        _take(logits_BV.float(), active, draws, stop)
+
+
+def _take(logits_BV: Tensor, rows: Sequence[Row], draws: Sequence[Tensor], stop: frozenset[int]) -> None:
+    """Each row takes its next token."""
+    _forbid(logits_BV, rows)
+    uniform_B = torch.tensor([draw[len(row.tokens)] for row, draw in zip(rows, draws, strict=False)])
+    chosen_B = choose(logits_BV, [row.sampling for row in rows], uniform_B.to(logits_BV.device)).tolist()
+    for row, token in zip(rows, chosen_B, strict=True):
+        row.take(token, stop)
 
 
 def _forbid(logits_BV: Tensor, rows: Sequence[Row]) -> None:
@@ -148,63 +151,30 @@ def mean_log_likelihoods(model: AdaptedModel, texts: Sequence[Text], *, pad: int
     Logits are made for completions only, and of long ones for some texts at a time.
     """
     longest = max(len(text.completion) for text in texts)
-    if len(texts) > 1 and len(texts) * longest * model.model.config.vocab_size > MOST_LOGITS:
+    if len(texts) > 1 and too_many_logits(model, len(texts), longest):
         halves = texts[: len(texts) // 2], texts[len(texts) // 2 :]
         return [score for half in halves for score in mean_log_likelihoods(model, half, pad=pad)]
-    adapters, whole = [text.adapter for text in texts], [text.prompt + text.completion for text in texts]
-    cache, shared = _read_shared(model, whole, adapters, most=min(len(text.prompt) for text in texts) - 1)
-    input_ids_BT, mask_BT, position_ids_BT = _left_padded(whole, first=shared, pad=pad, device=model.device)
-    logits_BCV = model(
-        adapters,
-        input_ids=input_ids_BT,
-        attention_mask=mask_BT,
-        position_ids=position_ids_BT,
-        past_key_values=cache if shared else None,
-        use_cache=shared > 0,
-        logits_to_keep=longest + 1,
-    ).logits[:, :-1]
-    targets_BC1 = input_ids_BT[:, -longest:, None]
-    scores_BC = logits_BCV.float().log_softmax(-1).gather(2, targets_BC1)[:, :, 0]
+    whole, prompts = [text.prompt + text.completion for text in texts], [text.prompt for text in texts]
+    logits_BCV, _ = read_texts(
+        model, whole, prompts, [text.adapter for text in texts], pad=pad, last=longest + 1, more=False
+    )
+    return mean_scores(logits_BCV, [text.completion for text in texts])
+
+
+def too_many_logits(model: AdaptedModel, rows: int, longest: int) -> bool:
+    """For one pass over so many texts, of which so many tokens at most are judged."""
+    return bool(rows * longest * model.model.config.vocab_size > MOST_LOGITS)
+
+
+def mean_scores(logits_BCV: Tensor, completions: Sequence[list[int]]) -> list[float]:
+    """Of completions of fewer than C tokens, which the last logits but one are about; NaN for one without any."""
+    longest = logits_BCV.shape[1] - 1
+    targets_BC1 = torch.zeros((len(completions), longest, 1), dtype=torch.long)
+    for targets_C1, completion in zip(targets_BC1, completions, strict=True):
+        targets_C1[longest - len(completion) :, 0] = torch.tensor(completion, dtype=torch.long)
+    scores_BCV = logits_BCV[:, :-1].float().log_softmax(-1)
+    scores_BC = scores_BCV.gather(2, targets_BC1.to(logits_BCV.device))[:, :, 0].cpu()
     return [
-        float(scores_C[longest - len(text.completion) :].mean())
-        for scores_C, text in zip(scores_BC, texts, strict=True)
+        float(scores_C[longest - len(completion) :].mean())
+        for scores_C, completion in zip(scores_BC, completions, strict=True)
     ]
-
-
-def _read_shared(
-    model: AdaptedModel, texts: Sequence[list[int]], adapters: Sequence[str], *, most: int
-) -> tuple[DynamicCache, int]:
-    """What the model makes of the tokens that all texts begin with, and how many these are, at most `most`.
-
-    They are read once by each adapter.
-    """
-    cache, runs = DynamicCache(), [(name, len([*group])) for name, group in groupby(adapters)]
-    shared = min(most, _alike(min(texts), max(texts)))
-    if len(runs) == len(texts) or shared <= 0:
-        return cache, 0
-    input_ids_GT = torch.tensor([texts[0][:shared]] * len(runs), device=model.device)
-    model([name for name, _ in runs], input_ids=input_ids_GT, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    run_of_text_B = [run for run, (_, members) in enumerate(runs) for _ in range(members)]
-    cache.batch_select_indices(torch.tensor(run_of_text_B, device=model.device))
-    return cache, shared
-
-
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first tokens are the same."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
-def _left_padded(
-    texts: Sequence[Sequence[int]], *, first: int, pad: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens from the `first` on and their positions, each [B, T], and the mask [B, first + T], 1 before `first`."""
-    width = max(len(text) for text in texts) - first
-    input_ids_BT = torch.full((len(texts), width), pad)
-    mask_BT = torch.ones((len(texts), first + width), dtype=torch.long)
-    for i, text in enumerate(texts):
-        padding = first + width - len(text)
-        input_ids_BT[i, padding:] = torch.tensor(text[first:])
-        mask_BT[i, first : first + padding] = 0
-    position_ids_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, first:]
-    return input_ids_BT.to(device), mask_BT.to(device), position_ids_BT.to(device)

@@ -19,6 +19,8 @@ from pydantic import BaseModel, Field, ValidationError
 from rookery.errors import RookeryError
 from rookery_engines.types import (
     AdapterRef,
+    Answer,
+    AnswerRequest,
     Finish,
     Generation,
     GenerationRequest,
@@ -114,6 +116,10 @@ class OpenAIEngine:
         raise EngineCannot(f"{self._place} takes no adapters, so it cannot load {adapter.name}", adapter=adapter.name)
 
     async def log_likelihoods(self, requests: Sequence[LikelihoodRequest]) -> list[float]:
+        """Raises EngineCannot."""
+        raise EngineCannot(f"{self._place} gives no likelihoods of given texts")
+
+    async def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
         """Raises EngineCannot."""
         raise EngineCannot(f"{self._place} gives no likelihoods of given texts")
 

@@ -40,20 +40,31 @@ class Texts:
 
     def prompt(self, request: GenerationRequest) -> tuple[list[int], int]:
         """The prompt, and the most tokens that may follow. Raises PromptTooLong if none may."""
-        prompt = encode(self._tokenizer, request.prompt)
+        return self._prompt(request.prompt, request.sampling.max_new_tokens)
+
+    def _prompt(self, text: str, max_new_tokens: int) -> tuple[list[int], int]:
+        prompt = encode(self._tokenizer, text)
         if len(prompt) >= self._limit:
             raise PromptTooLong(
                 f"the prompt has {len(prompt):,} tokens; {self._identity} reads at most {self._limit:,}"
             )
-        return prompt, min(request.sampling.max_new_tokens, self._limit - len(prompt))
+        return prompt, min(max_new_tokens, self._limit - len(prompt))
+
+    def answer(self, prompt: str, gold: str, max_new_tokens: int) -> tuple[list[int], list[int], int]:
+        """Prompt, gold answer, and the most tokens of the model's own. Raises PromptTooLong as `prompt` and `pair`."""
+        tokens, most = self._prompt(prompt, max_new_tokens)
+        return tokens, self._completion(gold, after=len(tokens)), most
 
     def pair(self, request: LikelihoodRequest) -> tuple[list[int], list[int]]:
         """Prompt and completion. Raises PromptTooLong if the model cannot read both."""
         prompt = encode(self._tokenizer, request.prompt)
-        completion: list[int] = self._tokenizer.encode(request.completion, add_special_tokens=False)
-        if (tokens := len(prompt) + len(completion)) >= self._limit:
+        return prompt, self._completion(request.completion, after=len(prompt))
+
+    def _completion(self, text: str, *, after: int) -> list[int]:
+        completion: list[int] = self._tokenizer.encode(text, add_special_tokens=False) if text else []
+        if (tokens := after + len(completion)) >= self._limit:
             raise PromptTooLong(f"a text has {tokens:,} tokens; {self._identity} reads fewer than {self._limit:,}")
-        return prompt, completion
+        return completion
 
     def text(self, tokens: Sequence[int]) -> str:
         text = self._tokenizer.decode([*tokens], skip_special_tokens=True)

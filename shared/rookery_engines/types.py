@@ -71,6 +71,26 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRequest:
+    """What is the model's own answer, and how likely does it find another?"""
+
+    prompt: str
+    gold: str
+    """The answer to be judged; empty if none is."""
+    max_new_tokens: int
+    """Longest answer of its own."""
+    adapter: AdapterRef | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    text: str
+    """Greedy."""
+    log_likelihood: float
+    """Mean over the gold's tokens, in nats; NaN without a gold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LikelihoodRequest:
     prompt: str
     completion: str

@@ -8,6 +8,7 @@ one is never taken for another's.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import uuid
 from collections import OrderedDict
@@ -33,6 +34,8 @@ from rookery_engines.ranks import bound
 from rookery_engines.texts import Texts
 from rookery_engines.types import (
     AdapterRef,
+    Answer,
+    AnswerRequest,
     Finish,
     Generation,
     GenerationRequest,
@@ -40,6 +43,7 @@ from rookery_engines.types import (
     ModelIdentity,
 )
 from rookery_shared.errors import AdapterMismatch, EngineDead, ModelNotLoadable
+from rookery_shared.types import Sampling
 
 IN_BATCH = 8
 """Different adapters of one step; requests of more wait their turn. More of them if they are small."""
@@ -157,6 +161,9 @@ class VllmEngine:
     async def log_likelihoods(self, requests: Sequence[LikelihoodRequest]) -> list[float]:
         return await asyncio.gather(*(self._log_likelihood(request) for request in requests))
 
+    async def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
+        return await asyncio.gather(*(self._answer(request) for request in requests))
+
     async def _write(self, index: int, prompt: list[int], most: int, request: GenerationRequest) -> Generation:
         sampling = SamplingParams(
             temperature=request.sampling.temperature,
@@ -180,17 +187,28 @@ class VllmEngine:
         )
 
     async def _log_likelihood(self, request: LikelihoodRequest) -> float:
-        prompt, completion = self._texts.pair(request)
+        return await self._mean_score(*self._texts.pair(request), request.adapter)
+
+    async def _mean_score(self, prompt: list[int], completion: list[int], adapter: AdapterRef | None) -> float:
         sampling = SamplingParams(
             max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        tokens = prompt + completion
-        result = await self._ask(tokens, sampling, request.adapter)
+        result = await self._ask(prompt + completion, sampling, adapter)
         assert result.prompt_logprobs is not None
         scores: list[float] = [
             step[token].logprob for step, token in zip(result.prompt_logprobs[len(prompt) :], completion, strict=True)
         ]
         return sum(scores) / len(scores)
+
+    async def _answer(self, request: AnswerRequest) -> Answer:
+        prompt, gold, most = self._texts.answer(request.prompt, request.gold, request.max_new_tokens)
+        greedy = Sampling(temperature=0.0, max_new_tokens=most)
+        asked = GenerationRequest(prompt=request.prompt, sampling=greedy, seed=0, adapter=request.adapter)
+        writing = self._write(0, prompt, most, asked)
+        if not gold:
+            return Answer(text=(await writing).text, log_likelihood=math.nan)
+        written, score = await asyncio.gather(writing, self._mean_score(prompt, gold, request.adapter))
+        return Answer(text=written.text, log_likelihood=score)
 
     async def _ask(self, prompt: list[int], sampling: SamplingParams, adapter: AdapterRef | None) -> RequestOutput:
         answers = self._engine.generate(

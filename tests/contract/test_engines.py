@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from rookery_engines.base import Engine, Metered
 from rookery_engines.connect import make_engine
 from rookery_engines.models import ModelSource, load_model
 from rookery_engines.probing import probe
-from rookery_engines.types import AdapterRef, Finish, Generation, GenerationRequest, LikelihoodRequest
+from rookery_engines.types import AdapterRef, AnswerRequest, Finish, Generation, GenerationRequest, LikelihoodRequest
 from rookery_shared.domains import find_domain
 from rookery_shared.errors import AdapterRefused, PromptTooLong, RemoteRefused
 from rookery_shared.grids.configuration import read_configuration
@@ -179,6 +180,25 @@ def test_likelihoods_are_the_same(
     ours, theirs = (runner.run(one.log_likelihoods(asked)) for one in (engine, reference))
     assert ours == pytest.approx(theirs, abs=2e-3)
     assert len({round(value, 2) for value in ours}) > 10
+
+
+def test_answers_are_what_is_written_and_how_likely_the_golds_are(
+    engine: Engine, reference: Engine, runner: asyncio.Runner, adapters: list[AdapterRef]
+) -> None:
+    """Golds of one token and of several, such as the model writes itself and others, and none."""
+    asked = questions(adapters)[:80]
+    written = [generation.text for generation in runner.run(write(reference, asked))]
+    golds = ["Norwick", "Norwick and Oster", "", *written[3:]]
+    requests = [
+        AnswerRequest(prompt=r.prompt, gold=golds[i] if i % 2 else golds[i % 3], max_new_tokens=24, adapter=r.adapter)
+        for i, r in enumerate(asked)
+    ]
+    answers = runner.run(engine.answer(requests))
+    assert sum(answer.text != text for answer, text in zip(answers, written, strict=True)) <= 1
+    judged = [(r, answer.log_likelihood) for r, answer in zip(requests, answers, strict=True) if r.gold]
+    likelihoods = [LikelihoodRequest(prompt=r.prompt, completion=r.gold, adapter=r.adapter) for r, _ in judged]
+    assert [score for _, score in judged] == pytest.approx(runner.run(reference.log_likelihoods(likelihoods)), abs=2e-3)
+    assert all(math.isnan(a.log_likelihood) for r, a in zip(requests, answers, strict=True) if not r.gold)
 
 
 def test_a_drawn_text_depends_on_its_seed_alone(

@@ -44,11 +44,14 @@ def test_the_soak_runs_and_leaves_nothing(tmp_path: Path) -> None:
     assert result["files_left_of_unfinished_jobs"] == 0
 
 
-def test_scores_of_one_call_and_of_a_call_for_each_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_all_contenders_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "ADAPTERS", 4)
-    result = scoring.measure("transformers", turns=1)
-    assert result["same_answers"] == 1.0
-    assert result["ratio"] > 0
+    contenders = scoring.measure("transformers", turns=1)["contenders"]
+    assert len(contenders) == 4
+    for contender in contenders.values():
+        assert contender["same_answers"] == 1.0
+        assert contender["largest_difference_in_nats"] < 1e-4
+        assert contender["ratio"] > 0
 
 
 def test_the_training_bench_needs_torch_transformers_and_peft_alone() -> None:

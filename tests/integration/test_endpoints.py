@@ -17,7 +17,7 @@ from rookery_engines.connect import make_engine
 from rookery_engines.models import ModelSource
 from rookery_engines.openai import OpenAIEngine
 from rookery_engines.transformers import TransformersEngine
-from rookery_engines.types import AdapterRef, Finish, Generation, GenerationRequest, LikelihoodRequest
+from rookery_engines.types import AdapterRef, AnswerRequest, Finish, Generation, GenerationRequest, LikelihoodRequest
 from rookery_shared import log
 from rookery_shared.errors import (
     EngineCannot,
@@ -234,6 +234,8 @@ def test_nothing_but_writing_can_be_asked(server: OpenAIServer, tmp_path: Path) 
             await write(engine, request(), request(adapter=adapter))
         with pytest.raises(EngineCannot, match="likelihood"):
             await engine.log_likelihoods([LikelihoodRequest(prompt="a", completion="b")])
+        with pytest.raises(EngineCannot, match="likelihood"):
+            await engine.answer([AnswerRequest(prompt="a", gold="b", max_new_tokens=1)])
 
     asyncio.run(inside())
     assert not server.asked

@@ -13,6 +13,7 @@ from rookery.v1 import evaluator_service_pb2 as pb
 from rookery_engines.models import ModelSource
 from rookery_engines.openai import OpenAIEngine
 from rookery_engines.transformers import TransformersEngine
+from rookery_engines.types import Answer, AnswerRequest
 from rookery_evaluator.judging import ATTEMPTS, Case, Judge
 from rookery_evaluator.scoring import Evaluator, Item, Score
 from rookery_evaluator.server import EvaluatorApi
@@ -123,9 +124,8 @@ ITEMS = [Item(adapter=BASE_ADAPTER, context=CONTEXT)]
 class Mute(TransformersEngine):
     """Writes white space."""
 
-    async def generate(self, requests):  # type: ignore[no-untyped-def]  # as in the engine
-        async for generation in super().generate(requests):
-            yield replace(generation, text=" \n")
+    async def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
+        return [replace(answer, text=" \n") for answer in await super().answer(requests)]
 
 
 def cache(folder: Path) -> AdapterCache:

@@ -21,7 +21,15 @@ from rookery_engines.connect import find_adapter
 from rookery_engines.encoding import encode
 from rookery_engines.models import ModelSource
 from rookery_engines.transformers import TransformersEngine
-from rookery_engines.types import AdapterRef, Finish, Generation, GenerationRequest, LikelihoodRequest
+from rookery_engines.types import (
+    AdapterRef,
+    Answer,
+    AnswerRequest,
+    Finish,
+    Generation,
+    GenerationRequest,
+    LikelihoodRequest,
+)
 from rookery_evaluator.scoring import Evaluator, Item, Score, question_set
 from rookery_evaluator.server import EvaluatorApi
 from rookery_shared.errors import (
@@ -56,9 +64,9 @@ class CountingEngine(TransformersEngine):
 
     base_requests = 0
 
-    def generate(self, requests):  # type: ignore[no-untyped-def]  # as in the engine
-        self.base_requests += sum(isinstance(r, GenerationRequest) and r.adapter is None for r in requests)
-        return super().generate(requests)
+    async def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
+        self.base_requests += sum(request.adapter is None for request in requests)
+        return await super().answer(requests)
 
 
 @pytest.fixture
@@ -285,8 +293,8 @@ def test_an_engine_that_ignores_adapters_is_found_out(
     class Ignorant(TransformersEngine):
         """Loads adapters and answers as the base."""
 
-        def generate(self, requests):  # type: ignore[no-untyped-def]  # as in the engine
-            return super().generate([replace(request, adapter=None) for request in requests])
+        async def answer(self, requests: Sequence[AnswerRequest]) -> list[Answer]:
+            return await super().answer([replace(request, adapter=None) for request in requests])
 
         async def log_likelihoods(self, requests):  # type: ignore[no-untyped-def]
             for request in requests:
@@ -383,10 +391,11 @@ def test_what_cannot_be_scored_is_named(
 def test_a_likelihood_that_is_no_number_is_no_score(
     engine: CountingEngine, cache: AdapterCache, adapters: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken(requests: Sequence[LikelihoodRequest]) -> list[float]:
-        return [math.nan if request.completion == "Norwick" else -1.0 - i for i, request in enumerate(requests)]
+    async def broken(requests: Sequence[AnswerRequest]) -> list[Answer]:
+        scores = [math.nan if request.gold == "Norwick" else -1.0 - i for i, request in enumerate(requests)]
+        return [Answer(text="", log_likelihood=score) for score in scores]
 
-    monkeypatch.setattr(engine, "log_likelihoods", broken)
+    monkeypatch.setattr(engine, "answer", broken)
     with pytest.raises(GradeNotANumber, match="nan"):
         score(Evaluator(engine, cache), adapters[0])
 
