@@ -261,9 +261,10 @@ class Attempt:
         job, epoch = self._lease.job, self._lease.epoch
         if time.monotonic() >= self._lease.until:
             self._lease.stop(StaleEpoch(f"the lease of {job} was not extended in time", job=job))
-        get_logger().warning("does not stop; killing its process", job=job, epoch=epoch)
-        self._process.kill()
-        self._process.ended.wait(DEATH_SECONDS)
+        if self._begun:  # a process that still starts has nothing to stop, and others wait for it
+            get_logger().warning("does not stop; killing its process", job=job, epoch=epoch)
+            self._process.kill()
+            self._process.ended.wait(DEATH_SECONDS)
         assert self._lease.stopped is not None
         raise self._lease.stopped
 
