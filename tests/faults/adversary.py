@@ -19,7 +19,7 @@ from tests.faults.proxy import Proxy
 
 LONGEST_SILENCE = 4.0
 """Seconds for which a connection refuses or is deaf."""
-HEAVY = 0.35
+HEAVY = 0.15
 """How often a process with a model is chosen beside one without: it takes seconds of CPU to start."""
 
 
@@ -53,7 +53,7 @@ class Adversary:
             (7, self._stop_a_process),
             (6, self._cut),
             (4, self._refuse),
-            (3, self._half_open),
+            (2, self._half_open),
             (3, self._delay),
             (2, self._restart_broker),
             (2, self._wipe_broker),

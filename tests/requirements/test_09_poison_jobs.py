@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rookery_coordinator.leases import MAX_DEATHS
 from rookery_coordinator.types import JobState
-from tests.requirements.isolation import isolated_worker, job_row
+from tests.requirements.isolation import isolated_worker, job_row, noted
 from tests.requirements.light import Light
 from tests.requirements.removal import Removal
 from tests.waiting import wait_until
@@ -49,5 +49,25 @@ def test_a_job_that_kills_its_process_fails_and_its_neighbours_succeed(tidy_ligh
         )
         assert worker.alive
         tidy_light.finish(tidy_light.submit("0 seconds"), seconds=60)
-        alone = {entry["pid"] for entry in tidy_light.journal() if entry["job"] == poison and entry["epoch"] > 1}
-        assert not alone & {entry["pid"] for entry in tidy_light.journal() if entry["job"] != poison}
+        for epoch in range(2, MAX_DEATHS + 1):
+            [started] = noted(tidy_light, poison, "started", epoch=epoch)
+            together = [
+                entry
+                for entry in tidy_light.journal()
+                if entry["pid"] == started["pid"] and entry["job"] != poison and entry["time"] > started["time"]
+            ]
+            assert not together, "one was in the process with the poison"
+
+
+def test_those_that_died_with_a_job_are_done_one_after_the_other_in_one_new_process(tidy_light: Light) -> None:
+    """To start it may take minutes."""
+    with isolated_worker(tidy_light, slots=3):
+        poison, *neighbours = tidy_light.submit("1 kills", "3 seconds", "3 seconds")
+        tidy_light.finish(neighbours, seconds=60)
+        [first, second] = (
+            [*noted(tidy_light, job, "started", epoch=2), *noted(tidy_light, job, "ended", epoch=2)]
+            for job in neighbours
+        )
+        assert {entry["pid"] for entry in first} == {entry["pid"] for entry in second}
+        assert first[1]["time"] < second[0]["time"] or second[1]["time"] < first[0]["time"]
+        wait_until(lambda: tidy_light.states([poison]) == [JobState.FAILED], seconds=60, what="the poison has failed")

@@ -57,20 +57,25 @@ class Isolated:
 
     def __call__(self, claim: pb.ClaimResponse, lease: KeptLease) -> pb.CompleteRequest:
         with self._turns.take(lease, alone=claim.alone):
-            attempt = Attempt(self._process_for(alone=claim.alone), claim, lease)
-            return attempt.result(stop_seconds=self._stop_seconds)
+            process = self._process_for(alone=claim.alone)
+            result = Attempt(process, claim, lease).result(stop_seconds=self._stop_seconds)
+            process.sound = claim.alone
+            return result
 
     def _process_for(self, *, alone: bool) -> JobProcess:
-        """The one that all share, or a new one if it has died; for a job that runs alone, one that had no other."""
+        """The one that all share, or a new one if it has died; for a job that runs alone, one that is sound.
+
+        A new one for each that runs alone would have those that died together wait while a model is loaded for each.
+        """
         with self._lock:
-            if self._process is not None and alone and self._process.used:
+            if self._process is not None and alone and not self._process.sound:
                 self._process.kill()
             if self._process is not None and not self._process.alive:
                 self._process.ended.wait(DEATH_SECONDS)  # it may have the device until then
                 self._process = None
             if self._process is None:
                 self._process = JobProcess(self._handlers)
-            self._process.used = True
+            self._process.sound = False
             return self._process
 
 
@@ -82,8 +87,8 @@ class JobProcess:
         """As far as is known."""
         self.ready = False
         """It has come so far as to take jobs."""
-        self.used = False
-        """It has been given one."""
+        self.sound = True
+        """Each job that it was given ran alone and has ended well, so one more has nobody else to die of."""
         self.killed = False
         """On purpose."""
         self.end = ""
@@ -256,9 +261,10 @@ class Attempt:
         job, epoch = self._lease.job, self._lease.epoch
         if time.monotonic() >= self._lease.until:
             self._lease.stop(StaleEpoch(f"the lease of {job} was not extended in time", job=job))
-        get_logger().warning("does not stop; killing its process", job=job, epoch=epoch)
-        self._process.kill()
-        self._process.ended.wait(DEATH_SECONDS)
+        if self._begun:  # a process that still starts has nothing to stop, and others wait for it
+            get_logger().warning("does not stop; killing its process", job=job, epoch=epoch)
+            self._process.kill()
+            self._process.ended.wait(DEATH_SECONDS)
         assert self._lease.stopped is not None
         raise self._lease.stopped
 
