@@ -20,5 +20,7 @@ RUNS = 5
 def test_no_promise_is_broken(broker: BrokerName, tmp_path: Path) -> None:
     if broker == "rabbitmq" and not has_rabbitmq():
         lacking("RabbitMQ (apt-get install rabbitmq-server)")
-    options = Options(seed=1, runs=RUNS, broker=broker, at_once=RUNS, pace=15.0, lease=6.0, log=tmp_path / "log")
+    options = Options(
+        seed=1, runs=RUNS, broker=broker, at_once=RUNS, pace=15.0, zeal=4.0, lease=15.0, log=tmp_path / "log"
+    )
     assert chaos(options, tmp_path / "system") == []

@@ -49,24 +49,25 @@ BrokerName = Literal["redis", "rabbitmq"]
 
 POINTS = {
     # Each happens some times in 200 runs. A job process that dies costs most: a model is loaded again, seconds of CPU.
-    "claimed": "kill@0.0015",
-    "beat": "pause:11@0.01",
-    "step": "kill@0.00005",
-    "checkpointed": "kill@0.0003",
-    "publishing": "kill@0.001",
-    "file-stored": "kill@0.0004",
-    "published": "kill@0.001",
-    "worked": "stop:18@0.003",
-    "completed": "kill@0.0015",
-    "committing": "kill@0.0004",
-    "committed": "kill@0.0004",
-    "relaying": "kill@0.0012",
-    "relayed": "kill@0.0012",
-    "reaping": "kill@0.05",
-    "reaped": "pause:1@0.01",
-    "written": "kill@0.003",
-    "scored": "kill@0.0015",
+    "claimed": ("kill", 0.0015),
+    "beat": ("pause:11", 0.01),
+    "step": ("kill", 0.00005),
+    "checkpointed": ("kill", 0.0003),
+    "publishing": ("kill", 0.001),
+    "file-stored": ("kill", 0.0004),
+    "published": ("kill", 0.001),
+    "worked": ("stop:18", 0.003),
+    "completed": ("kill", 0.0015),
+    "committing": ("kill", 0.0004),
+    "committed": ("kill", 0.0004),
+    "relaying": ("kill", 0.0012),
+    "relayed": ("kill", 0.0012),
+    "reaping": ("kill", 0.05),
+    "reaped": ("pause:1", 0.01),
+    "written": ("kill", 0.003),
+    "scored": ("kill", 0.0015),
 }
+"""What a process does to itself there, and how often."""
 EPOCHS = 3
 """Of a student: enough for checkpoints to go on from. What it learns does not matter."""
 TOKENS = 48
@@ -86,6 +87,8 @@ class Options:
     """Runs in flight."""
     pace: float
     """Mean seconds between two faults of the adversary."""
+    zeal: float = 1.0
+    """How many times as often as in `POINTS` processes fail by themselves: a few runs see little otherwise."""
     minutes: float = math.inf
     """Then no more runs are begun; those in flight end, and all is checked."""
     lease: float
@@ -249,7 +252,9 @@ def under_fire(options: Options, folder: Path) -> Iterator[Chaos]:
             "ROOKERY_LEASE_SECONDS": str(options.lease),
             "ROOKERY_CHECKPOINT_SECONDS": "0.2",  # jobs take a second or so
             "ROOKERY_HISTORY": f"{folder}/history",
-            "ROOKERY_FAULTS": ",".join(f"{point}={fault}" for point, fault in POINTS.items()),
+            "ROOKERY_FAULTS": ",".join(
+                f"{point}={fault}@{min(1.0, options.zeal * chance):.6f}" for point, (fault, chance) in POINTS.items()
+            ),
             "ROOKERY_FAULTS_SEED": str(options.seed),
             "ROOKERY_FAULTS_WHILE": f"{folder}/armed",
         }
