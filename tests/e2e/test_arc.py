@@ -14,7 +14,7 @@ TASK = "6150a2bd"
 """Two demonstrations of 3 x 3 cells, turned upside down."""
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_published_task_is_adapted_to(seal_data: Path, tmp_path: Path) -> None:
     """Whatever the score."""
     files = [seal_data / "few_shot" / f"arc-agi_training_{what}.json" for what in ("challenges", "solutions")]
@@ -23,11 +23,10 @@ def test_a_published_task_is_adapted_to(seal_data: Path, tmp_path: Path) -> None
             sizes = ("--max-new-tokens", "300")
             rookery(system, "models", "create", role, f"grid-{role}", "--model", "tiny-grids", *sizes)
         profiles = ("--teacher", "profiles/grid-teacher", "--student", "profiles/grid-student")
-        recipe = ("--rank", "16", "--target", "all-linear", "--max-steps", "72", "--self-edits", "4")
+        recipe = ("--rank", "16", "--target", "all-linear", "--max-steps", "72", "--self-edits", "2")
         where = ("--task", files[0], "--solutions", files[1], "--name", TASK, "--out", tmp_path / "adapter")
         said = json.loads(rookery(system, "adapt", *where, *profiles, *recipe, "--json"))
     assert said["state"] == "STATE_SUCCEEDED"
-    assert said["title"] == TASK
     solution = json.loads(files[1].read_text())[TASK]
     [answer] = said["answers"]
     assert answer["gold"] == "\n".join(" ".join(map(str, row)) for row in solution[0])
