@@ -221,7 +221,9 @@ BAD: dict[str, tuple[Callable[[Client], Any], grpc.StatusCode, str, dict[str, st
         {"field": "plan.teacher_recipe.targets"},
     ),
     "a limit of a teacher's steps": (
-        lambda client: client.create_run(a_run(plan=RunPlan(teacher_recipe=Recipe(max_steps=100)))),
+        lambda client: client.create_run(
+            a_run(plan=RunPlan(student_recipe=Recipe(rank=8), teacher_recipe=Recipe(rank=8, max_steps=100)))
+        ),
         grpc.StatusCode.INVALID_ARGUMENT,
         "INVALID_FIELD",
         {"field": "plan.teacher_recipe.max_steps"},

@@ -89,6 +89,7 @@ def test_baselines_are_rows_of_the_report_and_need_no_teacher(database: Database
         test_self_edits=3,
         reward=Reward.EXACT,
         baselines=("random", "oracle"),
+        student_recipe=replace(FEW_SHOT.student_recipe, rank=8),
     )
     contexts = [few_shot_context("a"), few_shot_context("b")]
     with database.write() as session:
@@ -220,6 +221,7 @@ def test_trials_learn_their_context_without_its_questions_by_their_self_edit(dat
         test_self_edits=1,
         reward=Reward.EXACT,
         baselines=("oracle",),
+        student_recipe=replace(FEW_SHOT.student_recipe, rank=8),
     )
     context = few_shot_context("a")
     with database.write() as session:
