@@ -38,7 +38,7 @@ def test_the_soak_runs_and_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
     options = ["--minutes", "0.2", "--parts", "1", "--jobs", "2", "--out", str(out)]
     argv = [sys.executable, "-m", "tests.bench.soak", *options]
-    subprocess.run(argv, check=True, timeout=120, cwd=Path(__file__).parents[2])
+    subprocess.run(argv, check=True, timeout=240, cwd=Path(__file__).parents[2])
     result = json.loads(out.read_text())
     assert result["adapters"] > 10
     assert result["files_left_of_unfinished_jobs"] == 0
@@ -60,5 +60,5 @@ def test_the_training_bench_needs_torch_transformers_and_peft_alone() -> None:
     code = f"import sys, tests.bench.training; print([name for name in {absent!r} if name in sys.modules])"
     root = Path(__file__).parents[2]
     argv = [sys.executable, "-c", code]
-    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=120, cwd=root)
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=240, cwd=root)
     assert done.stdout.strip() == "[]"
