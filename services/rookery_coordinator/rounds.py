@@ -118,11 +118,13 @@ def _enqueue(session: Session, work: Work, round_: Round, kind: JobKind, *, queu
 
 def _write_baseline(session: Session, work: Work, round_: Round, contexts: Sequence[Context]) -> None:
     """The passage alone, or self-edits of the domain's own: what the student makes of them without a teacher."""
-    domain, alone = find_domain(plan_of(work).domain), learns_context_alone(round_)
+    plan, alone = plan_of(work), learns_context_alone(round_)
+    domain = find_domain(plan.domain)
 
     def write(context: Context, seed: int) -> WrittenSelfEdit:
-        recipe = plan_of(work).student_recipe
-        text = "" if alone else domain.baseline(round_.label, to_context(context), seed=seed, recipe=recipe)
+        text = ""
+        if not alone:
+            text = domain.baseline(round_.label, to_context(context), seed=seed, recipe=plan.student_recipe)
         return WrittenSelfEdit(
             prompt="", text=text, seed=seed, truncated=False, prompt_tokens=0, completion_tokens=0, fault=""
         )

@@ -116,23 +116,18 @@ class Teacher:
         """
         policy = adapter or self.active
         ref, rules = await find_adapter(self._cache, self.engine, policy), find_domain(domain)
-        drafts = [
-            _Draft(
-                assignment=a,
-                index=i,
-                prompt=self.engine.ask(
-                    rules.question_prompt(assignment.context)
-                    if assignment.questions
-                    else rules.self_edit_prompt(assignment.context, style=style)
-                ),
-                seed=seed,
-                schema=""
-                if assignment.questions
-                else rules.self_edit_schema(assignment.context, style=style, recipe=recipe),
-            )
-            for a, assignment in enumerate(assignments)
-            for i, seed in enumerate(assignment.seeds)
-        ]
+        drafts: list[_Draft] = []
+        for a, assignment in enumerate(assignments):
+            if assignment.questions:
+                prompt, schema = rules.question_prompt(assignment.context), ""
+            else:
+                prompt = rules.self_edit_prompt(assignment.context, style=style)
+                schema = rules.self_edit_schema(assignment.context, style=style, recipe=recipe)
+            asked = self.engine.ask(prompt)
+            drafts += [
+                _Draft(assignment=a, index=i, prompt=asked, seed=seed, schema=schema)
+                for i, seed in enumerate(assignment.seeds)
+            ]
 
         async def unusable(draft: _Draft, text: str) -> bool:
             assignment = assignments[draft.assignment]
