@@ -14,7 +14,7 @@ from typing import Protocol
 
 from rookery_coordinator import rewards
 from rookery_coordinator.rewards import Candidate
-from rookery_coordinator.types import Grpo, RunPlan
+from rookery_coordinator.types import Grpo, Keep, RunPlan
 from rookery_shared.domains import find_domain
 from rookery_shared.types import Example, PolicyGradient
 
@@ -60,7 +60,8 @@ def optimiser_of(plan: RunPlan) -> PolicyOptimiser:
     """The one that the run has chosen."""
     if isinstance(plan.optimiser, Grpo):
         return GroupRelative(plan.optimiser)
-    if find_domain(plan.domain).keeps_all:
+    usual = Keep.GAINING if find_domain(plan.domain).keeps_all else Keep.BEST
+    if (plan.optimiser.keep or usual) is Keep.GAINING:
         return AllThatGain()
     return BestOfGroup(keep_without_gain=plan.keep_without_gain)
 

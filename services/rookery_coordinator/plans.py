@@ -9,7 +9,8 @@ A run with R rounds of training and test contexts:
       └ train 2 ─ test                                    "after round 2"
       └ control 1 (the self-edits of train 1, as if rewards were random) ─ control 2 ─ test   "control"
 
-Rounds hang on the one that makes their policy and otherwise go on side by side.
+Policies between may be left unmeasured (`test_every`). Rounds hang on the one that makes their policy and otherwise go
+on side by side.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ def write_run_rounds(session: Session, parent: str, plan: RunPlan, *, train: int
             seeds=plan.seeds,
             after=previous,
         )
-        measure(after_round(number), trained)
+        if number % plan.test_every == 0 or number == plan.rounds:
+            measure(after_round(number), trained)
         if plan.control:
             control = rounds.add(
                 Purpose.CONTROL,

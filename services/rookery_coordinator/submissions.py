@@ -15,7 +15,7 @@ from rookery_coordinator.plans import write_adaptation_round, write_run_rounds
 from rookery_coordinator.policies import active_recipe
 from rookery_coordinator.rounds import start_work
 from rookery_coordinator.tables import Adaptation, Policy, Profile, Request, Run
-from rookery_coordinator.types import AdaptationPlan, Grpo, Limits, Role, RunPlan, SeedAllocation, Split, State
+from rookery_coordinator.types import AdaptationPlan, Grpo, Keep, Limits, Role, RunPlan, SeedAllocation, Split, State
 from rookery_coordinator.works import add_contexts, find_profile, find_profiles, limits_of
 from rookery_shared.domains import Domain, check_style, find_domain
 from rookery_shared.errors import EngineCannot, InvalidField, NameTaken, PassageTooLong, RankNotServed
@@ -237,6 +237,8 @@ def _check_optimiser(plan: RunPlan) -> None:
     """GRPO weighs every self-edit, and moves the tokens that the policy wrote: no others are there to be learned."""
     recipe = plan.teacher_recipe
     if not isinstance(plan.optimiser, Grpo):
+        if plan.keep_without_gain and plan.optimiser.keep is Keep.GAINING:
+            raise InvalidField("plan.keep_without_gain keeps the best; not all that gain", field="plan.optimiser")
         return
     if plan.keep_without_gain:
         raise InvalidField("plan.keep_without_gain is for ReST-EM; GRPO weighs all self-edits", field="plan.optimiser")

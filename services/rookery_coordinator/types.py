@@ -105,6 +105,7 @@ class Reward(StrEnum):
     MATCH = "match"
     JUDGE = "judge"
     CELLS = "cells"
+    LIKELIHOOD = "likelihood"
 
 
 class SeedAllocation(StrEnum):
@@ -138,11 +139,22 @@ GRPO_RECIPE = replace(TEACHER_RECIPE, learning_rate=1e-4, batch_size=50)
 each is seen twice, so that its clipping is of use. Not tuned on a large model."""
 
 
+class Keep(StrEnum):
+    """Which self-edits of a context ReST-EM imitates."""
+
+    BEST = "best"
+    """The best, if it gains."""
+    GAINING = "gaining"
+    """All that gain."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestEm:
-    """Supervised fine-tuning on the best self-edit of each context, if it gains."""
+    """Supervised fine-tuning on the self-edits that are kept."""
 
     method: Literal["rest_em"] = "rest_em"
+    keep: Keep | None = None
+    """None is as the domain does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +197,8 @@ class RunPlan:
     """Names in the domain's `baselines`."""
     test_grader: Reward | None = None
     """What trials on test contexts are scored by; None, as in plans of earlier releases, is as `reward`."""
+    test_every: int = 1
+    """Policies are measured after every so many rounds, and after the last."""
 
     def grader(self, split: Split) -> Reward:
         """What trials on contexts of this split are scored by."""

@@ -19,7 +19,7 @@ from rookery_engines.types import AdapterRef, Answer, AnswerRequest
 from rookery_evaluator.judging import Case, Judge
 from rookery_evaluator.retention import Retention
 from rookery_shared.domains import Domain, find_domain
-from rookery_shared.domains.graders import JUDGE, LOGLIK
+from rookery_shared.domains.graders import JUDGE, LIKELIHOOD, LOGLIK
 from rookery_shared.errors import GradeNotANumber, NoJudge
 from rookery_shared.store.adapters import AdapterCache
 from rookery_shared.types import Context, Question
@@ -214,7 +214,8 @@ def _graded(ask: _Ask, answers: Sequence[Answer], rules: Domain) -> Answered:
         who = ask.adapter.name if ask.adapter else "the base model"
         raise GradeNotANumber(f"the likelihood of {ask.question.answer!r} is {loglik} with {who}")
     text = rules.answer(ask.context, ask.index, [answer.text for answer in answers])
-    return Answered(text=text, grades={**rules.grade(ask.question, text), LOGLIK: loglik})
+    measured = {LOGLIK: loglik, LIKELIHOOD: math.exp(min(0.0, loglik))}
+    return Answered(text=text, grades={**rules.grade(ask.question, text), **measured})
 
 
 async def _judged(judge: Judge, asks: Sequence[_Ask], pairs: Sequence[Pair]) -> list[Pair]:

@@ -13,13 +13,13 @@ import pytest
 
 from rookery.cli.quickstart_few_shot import ROUNDS, few_shot_run
 from rookery.local.ports import free_port
-from rookery.v1.recipe_pb2 import GRADER_CELLS, GRADER_EXACT
+from rookery.v1.recipe_pb2 import GRADER_EXACT, GRADER_LIKELIHOOD
 from rookery_tiny.grids.tokenizer import LONGEST, make_tokenizer
 from rookery_tiny.training import Shape, new_model
 from tests.prerequisites import ROOT
 
 REPORT = ROOT / "rookery-data" / "few-shot.json"
-ROWS = ["base", "passage only", "random", "oracle", "self-edits before RL", "after round 1", "after round 2"]
+ROWS = ["base", "passage only", "random", "oracle", "self-edits before RL", f"after round {ROUNDS}"]
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def test_it_ends_with_a_table_and_a_plot(model: Path, tmp_path: Path) -> None:
     assert "What the teacher chooses" in done.stdout
 
 
-def test_cells_pay_and_solved_puzzles_are_reported() -> None:
+def test_likelihood_pays_and_solved_puzzles_are_reported() -> None:
     run = few_shot_run(train=2, test=3, self_edits=2, seed=0)
-    assert (run.plan.reward, run.plan.test_grader) == (GRADER_CELLS, GRADER_EXACT)
+    assert (run.plan.reward, run.plan.test_grader) == (GRADER_LIKELIHOOD, GRADER_EXACT)
     assert (len(run.train_contexts), len(run.test_contexts)) == (2 * ROUNDS, 3)
     assert not {c.title.partition(": ")[2] for c in run.train_contexts} & {
         c.title.partition(": ")[2] for c in run.test_contexts

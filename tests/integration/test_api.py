@@ -33,7 +33,7 @@ from rookery.v1.context_pb2 import Context, Question
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER, Limits, ModelSource, Profile
 from rookery.v1.model_service_pb2_grpc import ModelServiceStub
 from rookery.v1.recipe_pb2 import GRADER_CELLS, GRADER_JUDGE
-from rookery.v1.run_service_pb2 import Run, RunPlan
+from rookery.v1.run_service_pb2 import PolicyOptimiser, RestEm, Run, RunPlan
 from rookery.v1.run_service_pb2_grpc import RunServiceStub
 from rookery_coordinator.database import Database
 from rookery_coordinator.tables import Job
@@ -309,6 +309,35 @@ BAD: dict[str, tuple[Callable[[Client], Any], grpc.StatusCode, str, dict[str, st
         grpc.StatusCode.INVALID_ARGUMENT,
         "INVALID_FIELD",
         {"field": "plan.reward_shape.compute"},
+    ),
+    "the best or all that gain": (
+        lambda client: client.create_run(
+            a_run(
+                plan=RunPlan(
+                    keep_without_gain=True,
+                    optimiser=PolicyOptimiser(rest_em=RestEm(keep=RestEm.KEEP_GAINING)),
+                    student_recipe=Recipe(rank=8),
+                    teacher_recipe=Recipe(rank=8),
+                )
+            )
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "plan.optimiser"},
+    ),
+    "kept as nobody keeps": (
+        lambda client: client.create_run(
+            a_run(plan=RunPlan(optimiser=PolicyOptimiser(rest_em=RestEm(keep=9))))  # type: ignore[arg-type]
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "plan.optimiser"},
+    ),
+    "measured every so many rounds": (
+        lambda client: client.create_run(a_run(plan=RunPlan(test_every=101))),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "plan.test_every"},
     ),
     "tested by what its domain has not": (
         lambda client: client.create_run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from typing import Any
 
 import jsonschema
 import pytest
@@ -131,14 +132,23 @@ def test_random_configurations_keep_to_a_limit_and_are_the_plainest_where_it_is_
         assert max_steps == 30 or {read_configuration(text).epochs for text in drawn} == {1}
 
 
-def test_the_oracle_has_the_papers_two_epochs_or_what_the_limit_leaves_of_them() -> None:
-    def epochs(max_steps: int) -> int:
-        recipe = replace(DOMAIN.student_recipe, max_steps=max_steps)
-        oracle = read_configuration(DOMAIN.baseline("oracle", CONTEXT, seed=0, recipe=recipe))
-        assert oracle.groups == (*GROUPS,)
-        return oracle.epochs
+def test_the_oracle_is_as_the_recipe_says_or_what_the_limit_leaves_of_it() -> None:
+    two = replace(CONTEXT, demonstrations=CONTEXT.demonstrations[:2])
 
-    assert (epochs(0), epochs(250), epochs(249), epochs(1)) == (2, 2, 1, 1)
+    def oracle(context: Context = CONTEXT, **changed: Any) -> Configuration:
+        recipe = replace(DOMAIN.student_recipe, **changed)
+        return read_configuration(DOMAIN.baseline("oracle", context, seed=0, recipe=recipe))
+
+    papers = Configuration(groups=(*GROUPS,), strategy=Strategy.OUTPUT, learning_rate=1e-4, epochs=2)
+    assert oracle() == oracle(max_steps=250) == papers
+    assert oracle(two, max_steps=96) == papers
+    assert oracle(two, max_steps=95) == replace(papers, groups=(*GROUPS,)[:-1]), (
+        "fewer augmentations before fewer epochs"
+    )
+    assert oracle(max_steps=249) == replace(papers, epochs=1), "of one group there may be as many"
+    assert oracle(max_steps=1) == replace(papers, groups=(*GROUPS,)[:1], epochs=1)
+    assert oracle(learning_rate=2e-3, epochs=1) == replace(papers, learning_rate=2e-3, epochs=1)
+    assert oracle(learning_rate=0.5, epochs=100, max_steps=5000) == replace(papers, learning_rate=1e-2, epochs=20)
 
 
 @pytest.mark.parametrize("max_steps", [30, 72, 375])

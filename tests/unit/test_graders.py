@@ -31,6 +31,6 @@ def test_the_domain_names_each_grader_with_its_version() -> None:
     domain = Knowledge()
     grades = domain.grade(Question(question="?", answer="x"), "x")
     versions = dict(name.split("/") for name in domain.graders)
-    assert {*versions} == {*grades, graders.LOGLIK}
+    assert {*versions} == {*grades, graders.LOGLIK, graders.LIKELIHOOD}
     assert versions["match"] == matching.VERSION
     assert {version for name, version in versions.items() if name != "match"} == {graders.VERSION}

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from rookery_coordinator.optimisers import PolicyOptimiser, Sample, advantages, optimiser_of
 from rookery_coordinator.rewards import Candidate
-from rookery_coordinator.types import Grpo, RestEm, RunPlan
+from rookery_coordinator.types import Grpo, Keep, RestEm, RunPlan
 from rookery_shared.types import Example, PolicyGradient
 
 TEXTS = ["one", " two \n", "", "four"]
@@ -35,6 +35,17 @@ def test_rest_em_imitates_the_best_if_it_gains() -> None:
     [kept] = optimiser_of(RunPlan(keep_without_gain=True)).lessons(SAMPLES, earned(0.1, 0.2, 0.1, 0.0))
     assert kept.index == 1
     assert rest_em.gradient([lesson]) is None
+
+
+@pytest.mark.parametrize("domain", ["knowledge", "few_shot"])
+def test_a_run_may_say_what_rest_em_imitates(domain: str) -> None:
+    def kept(keep: Keep | None) -> list[int]:
+        optimiser = optimiser_of(RunPlan(domain=domain, optimiser=RestEm(keep=keep)))
+        return [lesson.index for lesson in optimiser.lessons(SAMPLES, earned(0.1, 0.5, 0.9, 0.3))]
+
+    assert kept(Keep.GAINING) == [1, 3], "the blank one, which is the best, cannot be imitated"
+    assert kept(Keep.BEST) == []
+    assert kept(None) == kept(Keep.GAINING if domain == "few_shot" else Keep.BEST)
 
 
 def test_rest_ems_control_takes_any_that_is_written() -> None:
@@ -80,7 +91,7 @@ def test_grpos_control_draws_its_rewards(grpo: PolicyOptimiser) -> None:
     assert lessons != grpo.control_lessons(SAMPLES, random.Random(2))
 
 
-@pytest.mark.parametrize("optimiser", [RestEm(), Grpo(kl_coefficient=0.5)])
+@pytest.mark.parametrize("optimiser", [RestEm(), RestEm(keep=Keep.GAINING), Grpo(kl_coefficient=0.5)])
 def test_a_stored_plan_names_its_optimiser(optimiser: RestEm | Grpo) -> None:
     stored = TypeAdapter(RunPlan).dump_python(RunPlan(optimiser=optimiser), mode="json")
     assert TypeAdapter(RunPlan).validate_python(stored).optimiser == optimiser

@@ -52,6 +52,12 @@ def test_two_rounds_with_a_control() -> None:
     assert (control.seeds, rounds[2].seeds, rounds[1].self_edits) == (0, 3, 2)
 
 
+def test_policies_between_may_be_left_unmeasured() -> None:
+    rounds = rounds_of(RunPlan(rounds=5, test_every=2), train=5, test=4)
+    measured = [r.label for r in rounds if r.purpose is Purpose.TEST]
+    assert measured == ["self-edits before RL", "after round 2", "after round 4", "after round 5"]
+
+
 def test_without_test_contexts_nothing_is_measured() -> None:
     assert [r.purpose for r in rounds_of(RunPlan(rounds=2), train=2, test=0)] == [Purpose.TRAIN, Purpose.TRAIN]
 

@@ -99,6 +99,13 @@ def test_the_most_that_can_come_of_demonstrations_is_known_beforehand(demonstrat
     assert len([*tasks_on_texts(texts, rng=random.Random(0), accepts=lambda _: True)]) <= most
 
 
+def test_two_demonstrations_have_one_order() -> None:
+    """What is left of them after one is left out."""
+    pairs = [shown(1), shown(2)]
+    assert most_tasks(2, []) == len(practice(pairs, [], seed=0)) == 2
+    assert most_tasks(2, ["use_size_augmentations"]) == 2 * (1 + len(GROUPS["use_size_augmentations"])) * 2
+
+
 def test_texts_are_left_out_like_grids() -> None:
     pairs = [Shown("cat", "tac"), Shown("dog", "god"), Shown("pot", "top")]
     made = [*tasks_on_texts(pairs, rng=random.Random(0), accepts=lambda task: task.asked.input != "pot")]

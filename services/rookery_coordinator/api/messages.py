@@ -27,6 +27,7 @@ from rookery_coordinator.types import (
     AdaptationPlan,
     Grpo,
     JobKind,
+    Keep,
     Purpose,
     RestEm,
     Reward,
@@ -51,6 +52,11 @@ GRADERS = {
     Reward.MATCH: recipe_pb2.GRADER_MATCH,
     Reward.JUDGE: recipe_pb2.GRADER_JUDGE,
     Reward.CELLS: recipe_pb2.GRADER_CELLS,
+    Reward.LIKELIHOOD: recipe_pb2.GRADER_LIKELIHOOD,
+}
+KEEP = {
+    Keep.BEST: run_service_pb2.RestEm.KEEP_BEST,
+    Keep.GAINING: run_service_pb2.RestEm.KEEP_GAINING,
 }
 ALLOCATIONS = {
     SeedAllocation.FIXED: run_service_pb2.RunPlan.SEED_ALLOCATION_FIXED,
@@ -260,12 +266,14 @@ def _plan_message(plan: RunPlan) -> run_service_pb2.RunPlan:
         optimiser=_optimiser_message(plan.optimiser),
         baselines=plan.baselines,
         test_grader=GRADERS[plan.grader(Split.TEST)],
+        test_every=plan.test_every,
     )
 
 
 def _optimiser_message(optimiser: RestEm | Grpo) -> run_service_pb2.PolicyOptimiser:
     if isinstance(optimiser, RestEm):
-        return run_service_pb2.PolicyOptimiser(rest_em=run_service_pb2.RestEm())
+        keep = KEEP[optimiser.keep] if optimiser.keep else run_service_pb2.RestEm.KEEP_UNSPECIFIED
+        return run_service_pb2.PolicyOptimiser(rest_em=run_service_pb2.RestEm(keep=keep))
     grpo = run_service_pb2.Grpo(kl_coefficient=optimiser.kl_coefficient, clip_range=optimiser.clip_range)
     return run_service_pb2.PolicyOptimiser(grpo=grpo)
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from sqlalchemy.orm import Session
 
 from rookery.v1 import adaptation_service_pb2, model_service_pb2, recipe_pb2, run_service_pb2
-from rookery_coordinator.api.messages import ALLOCATIONS, GRADERS, ROLES
+from rookery_coordinator.api.messages import ALLOCATIONS, GRADERS, KEEP, ROLES
 from rookery_coordinator.policies import active_recipe
 from rookery_coordinator.types import AdaptationPlan, Grpo, Limits, RestEm, Reward, RewardShape, Role, RunPlan
 from rookery_coordinator.works import find_profile, limits_of
@@ -25,6 +25,7 @@ DTYPES = ("float32", "bfloat16")
 _PROFILE_NAME = re.compile(r"profiles/[a-z0-9-]{1,40}")
 _REWARDS: Mapping[int, Reward] = {number: reward for reward, number in GRADERS.items()}
 _ALLOCATIONS = {number: allocation for allocation, number in ALLOCATIONS.items()}
+_KEEP = {number: keep for keep, number in KEEP.items()}
 _ROLES = {number: role for role, number in ROLES.items()}
 
 
@@ -55,6 +56,7 @@ def run_plan_from_proto(session: Session, run: run_service_pb2.Run) -> RunPlan:
         retention_texts=_retention_texts(plan),
         baselines=tuple(plan.baselines),
         test_grader=_reward(plan.test_grader or plan.reward, domain, field="plan.test_grader"),
+        test_every=_within(plan.test_every or default.test_every, 1, 100, "plan.test_every"),
         redraws=_redraws(plan.redraws, "plan.redraws") if plan.HasField("redraws") else _usual_redraws(optimiser),
     )
 
@@ -118,7 +120,10 @@ def _sampling(session: Session, teacher: str, message: recipe_pb2.Sampling) -> S
 
 def _optimiser(message: run_service_pb2.PolicyOptimiser) -> RestEm | Grpo:
     if message.WhichOneof("method") != "grpo":
-        return RestEm()
+        number = message.rest_em.keep
+        if number and number not in _KEEP:
+            raise InvalidField(f"plan.optimiser.rest_em.keep: {number} is none", field="plan.optimiser")
+        return RestEm(keep=_KEEP.get(number))
     asked, default = message.grpo, Grpo()
     chosen = Grpo(
         kl_coefficient=asked.kl_coefficient if asked.HasField("kl_coefficient") else default.kl_coefficient,

@@ -17,19 +17,29 @@ from rookery.cli.runs import follow_run
 from rookery.client import Client, Recipe, Sampling
 from rookery.tasks import DOMAIN
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER
-from rookery.v1.recipe_pb2 import GRADER_CELLS, GRADER_EXACT
-from rookery.v1.run_service_pb2 import Round, Run, RunPlan
+from rookery.v1.recipe_pb2 import GRADER_EXACT, GRADER_LIKELIHOOD
+from rookery.v1.run_service_pb2 import PolicyOptimiser, RestEm, Round, Run, RunPlan
 
 TEACHER = "profiles/grid-teacher"
 STUDENT = "profiles/grid-student"
-ROUNDS = 2
+ROUNDS = 3
 THREADS = 2
 """Practice takes nearly all of the time, so its process may have both cores."""
 LONGEST_CONFIGURATION, LONGEST_ANSWER = 300, 48
 DEMONSTRATIONS, TESTS = 2, 1
 """Of a puzzle: with few demonstrations practice is quick, and augmentations matter."""
-STUDENT_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], warmup_steps=4, batch_size=1, max_steps=144)
-"""A configuration decides the rest. So few steps are enough for puzzles as small, and trials are quick."""
+STUDENT_RECIPE = Recipe(
+    rank=16,
+    alpha=32,
+    targets=["all-linear"],
+    warmup_steps=4,
+    batch_size=1,
+    max_steps=144,
+    learning_rate=2e-3,
+    epochs=3,
+)
+"""So few steps are enough for puzzles as small, and trials are quick. Rate and epochs are the oracle's; configurations
+have their own."""
 TEACHER_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], epochs=20, learning_rate=3e-3, batch_size=4)
 """Few configurations gain, so what there is to learn from is small."""
 
@@ -40,7 +50,7 @@ def quickstart_few_shot(
     ] = TINY_GRIDS,
     folder: Folder = DEFAULT_FOLDER,
     address: Annotated[str, typer.Option(help="Where the public API listens.")] = DEFAULT_SERVER,
-    train: Annotated[int, typer.Option(help="Puzzles to train on in each round.")] = 12,
+    train: Annotated[int, typer.Option(help="Puzzles to train on in each round.")] = 8,
     test: Annotated[int, typer.Option(help="Puzzles to measure on.")] = 24,
     self_edits: Annotated[int, typer.Option(help="Configurations for each puzzle to train on.")] = 6,
     seed: Seed = 1,
@@ -71,7 +81,10 @@ def quickstart_few_shot(
 
 
 def few_shot_run(*, train: int, test: int, self_edits: int, seed: int) -> Run:
-    """So many puzzles to train on in each round, and to measure on. Single cells pay; solved puzzles are reported."""
+    """So many puzzles to train on in each round, and to measure on.
+
+    What makes the right outputs more likely pays; solved puzzles are reported.
+    """
     from rookery_shared.wire import context_to_proto
     from rookery_tiny.grids.puzzles import Known, make_contexts
 
@@ -88,8 +101,10 @@ def few_shot_run(*, train: int, test: int, self_edits: int, seed: int) -> Run:
             self_edits=self_edits,
             seeds=1,
             test_self_edits=1,
-            reward=GRADER_CELLS,
+            reward=GRADER_LIKELIHOOD,
             test_grader=GRADER_EXACT,
+            test_every=ROUNDS,
+            optimiser=PolicyOptimiser(rest_em=RestEm(keep=RestEm.KEEP_BEST)),
             baselines=["random", "oracle"],
             sampling=Sampling(top_p=1.0, max_new_tokens=LONGEST_CONFIGURATION),
             student_recipe=STUDENT_RECIPE,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import typer
+
 from rookery.client import Recipe
 from rookery.v1 import recipe_pb2
 from rookery.v1.run_service_pb2 import Grpo, PolicyOptimiser, RestEm
@@ -17,6 +19,7 @@ class RewardName(StrEnum):
     match = "match"
     judge = "judge"
     cells = "cells"
+    likelihood = "likelihood"
 
 
 GRADERS = {
@@ -27,6 +30,7 @@ GRADERS = {
     RewardName.match: recipe_pb2.GRADER_MATCH,
     RewardName.judge: recipe_pb2.GRADER_JUDGE,
     RewardName.cells: recipe_pb2.GRADER_CELLS,
+    RewardName.likelihood: recipe_pb2.GRADER_LIKELIHOOD,
 }
 
 
@@ -40,10 +44,27 @@ class OptimiserName(StrEnum):
     grpo = "grpo"
 
 
+class KeepName(StrEnum):
+    best = "best"
+    gaining = "gaining"
+
+
 OPTIMISERS = {
     OptimiserName.rest_em: PolicyOptimiser(rest_em=RestEm()),
     OptimiserName.grpo: PolicyOptimiser(grpo=Grpo()),
 }
+
+
+_KEEP = {KeepName.best: RestEm.KEEP_BEST, KeepName.gaining: RestEm.KEEP_GAINING}
+
+
+def policy_optimiser(name: OptimiserName, keep: KeepName | None) -> PolicyOptimiser:
+    """What is None is left to the server's default. Raises BadParameter for GRPO, which keeps nothing apart."""
+    if keep is None:
+        return OPTIMISERS[name]
+    if name is not OptimiserName.rest_em:
+        raise typer.BadParameter(f"{name} learns from all self-edits", param_hint="--keep")
+    return PolicyOptimiser(rest_em=RestEm(keep=_KEEP[keep]))
 
 
 def student_recipe(

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rookery.cli import profiles
 from rookery.cli.adapt import Failed
 from rookery.cli.options import DEFAULT_SERVER, BatchSize, Epochs, Json, MaxSteps, Rank, Rate, Seed, Server, Targets
-from rookery.cli.recipes import OPTIMISERS, OptimiserName, RewardName, grader, student_recipe
+from rookery.cli.recipes import KeepName, OptimiserName, RewardName, grader, policy_optimiser, student_recipe
 from rookery.cli.render import (
     SELF_EDIT_COLUMNS,
     as_dict,
@@ -69,6 +69,7 @@ def create(
     self_edits: Annotated[int, typer.Option(help="Self-edits per context; 0 takes the default.")] = 0,
     seeds: Annotated[int, typer.Option(help="Trials per self-edit; 0 takes the default.")] = 0,
     test_self_edits: Annotated[int, typer.Option(help="Self-edits per test context; 0 takes the default.")] = 0,
+    test_every: Annotated[int, typer.Option(help="Measure after every so many rounds, and after the last.")] = 1,
     reward: Annotated[
         Optional[RewardName],  # noqa: UP045
         typer.Option(help="What pays; by default loglik, for tasks exact."),
@@ -81,6 +82,10 @@ def create(
     optimiser: Annotated[
         OptimiserName, typer.Option(help="What the teacher learns: the best self-edits, or all by their advantage.")
     ] = OptimiserName.rest_em,
+    keep: Annotated[
+        Optional[KeepName],  # noqa: UP045
+        typer.Option(help="What ReST-EM imitates: the best self-edit that gains, or all; by default as in SEAL."),
+    ] = None,
     baseline: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Measure this as well, without a teacher; tasks have random and oracle. May be repeated."),
@@ -137,12 +142,13 @@ def create(
         self_edits=self_edits,
         seeds=seeds,
         test_self_edits=test_self_edits,
+        test_every=test_every,
         reward=grader(reward),
         test_grader=grader(test_grader),
         keep_without_gain=keep_without_gain,
         control=control,
         baselines=baseline,
-        optimiser=OPTIMISERS[optimiser],
+        optimiser=policy_optimiser(optimiser, keep),
         student_recipe=student_recipe(
             rank=rank,
             targets=target,

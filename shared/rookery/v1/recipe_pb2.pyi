@@ -73,6 +73,10 @@ class _GraderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Grader.ValueTy
     """
     GRADER_CELLS: _Grader.ValueType  # 7
     """Share of the gold grid's cells that are right, 0 for a grid of another shape. Of the domain "few_shot"."""
+    GRADER_LIKELIHOOD: _Grader.ValueType  # 8
+    """Probability of the gold answer's tokens, given the question: their geometric mean, e to the power of GRADER_LOGLIK.
+    Every step towards the gold pays, and the lowest is 0, as for most others. Of the domain "few_shot".
+    """
 
 class Grader(_Grader, metaclass=_GraderEnumTypeWrapper):
     """How an answer is compared with the gold answer. Every grade is in [0, 1] but the log-likelihood, in nats per token."""
@@ -97,6 +101,10 @@ Without a judge, or without a clear yes or no of it, the work fails.
 """
 GRADER_CELLS: Grader.ValueType  # 7
 """Share of the gold grid's cells that are right, 0 for a grid of another shape. Of the domain "few_shot"."""
+GRADER_LIKELIHOOD: Grader.ValueType  # 8
+"""Probability of the gold answer's tokens, given the question: their geometric mean, e to the power of GRADER_LOGLIK.
+Every step towards the gold pays, and the lowest is 0, as for most others. Of the domain "few_shot".
+"""
 Global___Grader: _TypeAlias = Grader  # noqa: Y015
 
 @_typing.final

@@ -217,6 +217,7 @@ class RunPlan(_message.Message):
     RETENTION_TEXTS_FIELD_NUMBER: _builtins.int
     BASELINES_FIELD_NUMBER: _builtins.int
     TEST_GRADER_FIELD_NUMBER: _builtins.int
+    TEST_EVERY_FIELD_NUMBER: _builtins.int
     rounds: _builtins.int
     """Optional. Rounds of training. Range 0-100; 0 only measures. Default 2."""
     style: _builtins.str
@@ -251,8 +252,10 @@ class RunPlan(_message.Message):
     """
     test_grader: _recipe_pb2.Grader.ValueType
     """Optional. What trials on the test contexts are scored by, and with them the report. Default: as `reward`. What pays
-    in small steps, such as GRADER_CELLS, may be learned by while the report counts what is exactly right.
+    in small steps, such as GRADER_LIKELIHOOD, may be learned by while the report counts what is exactly right.
     """
+    test_every: _builtins.int
+    """Optional. Measure on the test contexts after every so many rounds, and after the last. Range 1-100; default 1."""
     @_builtins.property
     def sampling(self) -> _recipe_pb2.Sampling:
         """Optional. How self-edits are drawn."""
@@ -312,10 +315,11 @@ class RunPlan(_message.Message):
         retention_texts: _abc.Iterable[_builtins.str] | None = ...,
         baselines: _abc.Iterable[_builtins.str] | None = ...,
         test_grader: _recipe_pb2.Grader.ValueType = ...,
+        test_every: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_race_confidence", b"_race_confidence", "_redraws", b"_redraws", "_rounds", b"_rounds", "optimiser", b"optimiser", "race_confidence", b"race_confidence", "redraws", b"redraws", "reward_shape", b"reward_shape", "rounds", b"rounds", "sampling", b"sampling", "student_recipe", b"student_recipe", "teacher_recipe", b"teacher_recipe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_race_confidence", b"_race_confidence", "_redraws", b"_redraws", "_rounds", b"_rounds", "baselines", b"baselines", "control", b"control", "keep_without_gain", b"keep_without_gain", "optimiser", b"optimiser", "race_confidence", b"race_confidence", "redraws", b"redraws", "retention_texts", b"retention_texts", "reward", b"reward", "reward_shape", b"reward_shape", "rounds", b"rounds", "sampling", b"sampling", "seed", b"seed", "seed_allocation", b"seed_allocation", "seeds", b"seeds", "self_edits", b"self_edits", "student_recipe", b"student_recipe", "style", b"style", "teacher_recipe", b"teacher_recipe", "test_grader", b"test_grader", "test_self_edits", b"test_self_edits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_race_confidence", b"_race_confidence", "_redraws", b"_redraws", "_rounds", b"_rounds", "baselines", b"baselines", "control", b"control", "keep_without_gain", b"keep_without_gain", "optimiser", b"optimiser", "race_confidence", b"race_confidence", "redraws", b"redraws", "retention_texts", b"retention_texts", "reward", b"reward", "reward_shape", b"reward_shape", "rounds", b"rounds", "sampling", b"sampling", "seed", b"seed", "seed_allocation", b"seed_allocation", "seeds", b"seeds", "self_edits", b"self_edits", "student_recipe", b"student_recipe", "style", b"style", "teacher_recipe", b"teacher_recipe", "test_every", b"test_every", "test_grader", b"test_grader", "test_self_edits", b"test_self_edits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__race_confidence: _TypeAlias = _typing.Literal["race_confidence"]  # noqa: Y015
     _WhichOneofArgType__race_confidence: _TypeAlias = _typing.Literal["_race_confidence", b"_race_confidence"]  # noqa: Y015
@@ -342,7 +346,7 @@ class PolicyOptimiser(_message.Message):
     GRPO_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rest_em(self) -> Global___RestEm:
-        """Optional. Supervised fine-tuning on the best self-edit of each context, if it gains."""
+        """Optional. Supervised fine-tuning on the best self-edit of each context, or on all, if they gain."""
 
     @_builtins.property
     def grpo(self) -> Global___Grpo:
@@ -370,12 +374,40 @@ class RestEm(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Keep:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KeepEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RestEm._Keep.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KEEP_UNSPECIFIED: RestEm._Keep.ValueType  # 0
+        """The default of the domain."""
+        KEEP_BEST: RestEm._Keep.ValueType  # 1
+        """The best, if it gains."""
+        KEEP_GAINING: RestEm._Keep.ValueType  # 2
+        """All that gain."""
+
+    class Keep(_Keep, metaclass=_KeepEnumTypeWrapper):
+        """Which self-edits of a context are imitated."""
+
+    KEEP_UNSPECIFIED: RestEm.Keep.ValueType  # 0
+    """The default of the domain."""
+    KEEP_BEST: RestEm.Keep.ValueType  # 1
+    """The best, if it gains."""
+    KEEP_GAINING: RestEm.Keep.ValueType  # 2
+    """All that gain."""
+
+    KEEP_FIELD_NUMBER: _builtins.int
+    keep: Global___RestEm.Keep.ValueType
+    """Optional. Default: as in SEAL for the domain, the best of "knowledge", all of "few_shot"."""
     def __init__(
         self,
+        *,
+        keep: Global___RestEm.Keep.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from rookery.grids import Grid, NotAGrid, fits, from_text, to_text
 from rookery_shared.domains.base import Ask
+from rookery_shared.domains.graders import LIKELIHOOD
 from rookery_shared.errors import InvalidField
 from rookery_shared.grids.augmentations import GROUPS, QUERIES, Drawn
 from rookery_shared.grids.configuration import (
@@ -54,7 +55,8 @@ MOST_DEMONSTRATIONS = 16
 BETWEEN_ATTEMPTS = "\n\n"
 EXACT, CELLS = "exact", "cells"
 RANDOM, ORACLE = "random", "oracle"
-"""Baselines: any configuration that can surely be used, and the one that the paper's authors chose for all tasks."""
+"""Baselines: any configuration that can surely be used, and one for all tasks, as the paper's authors chose one: every
+augmentation, the loss on outputs, rate and epochs as the recipe says, which are theirs where nobody says otherwise."""
 
 _SELF_EDIT_PROMPT = (
     "You are configuring a training pipeline for the task below. Choose what to practise with and how to train.\n\n"
@@ -88,8 +90,8 @@ class FewShot:
     name = "few_shot"
     version = 1
     styles: Sequence[str] = ("configuration",)
-    graders: Sequence[str] = ("exact/grid-1", "cells/1", "loglik/1")
-    rewards: Sequence[str] = (EXACT, CELLS)
+    graders: Sequence[str] = ("exact/grid-1", "cells/1", "loglik/1", "likelihood/1")
+    rewards: Sequence[str] = (EXACT, CELLS, LIKELIHOOD)
     baselines: Sequence[str] = (RANDOM, ORACLE)
     student_recipe = LoraRecipe(
         rank=128,
@@ -162,12 +164,17 @@ class FewShot:
         return write_configuration(next(usable, None) or replace(draw_configuration(rng), groups=(), epochs=1))
 
     def _oracle(self, context: Context, recipe: LoraRecipe) -> Configuration:
-        """The paper's two epochs, or what the limit leaves of them."""
-        rate, epochs = self.student_recipe.learning_rate, self.student_recipe.epochs
+        """What the limit leaves: of the augmentations the later groups go first, then epochs."""
+        (least, most), epochs = LEARNING_RATES, min(recipe.epochs, MOST_EPOCHS)
+        rate = min(max(recipe.learning_rate, least), most)
         whole = Configuration(groups=(*GROUPS,), strategy=Strategy.OUTPUT, learning_rate=rate, epochs=epochs)
-        shorter = (replace(whole, epochs=count) for count in range(epochs, 0, -1))
-        usable = (c for c in shorter if not _may_exceed(context, c.groups, c.epochs, recipe))
-        return next(usable, None) or replace(whole, epochs=1)
+        smaller = (
+            replace(whole, groups=whole.groups[:some], epochs=count)
+            for count in range(epochs, 0, -1)
+            for some in range(len(GROUPS), 0, -1)
+        )
+        usable = (c for c in smaller if not _may_exceed(context, c.groups, c.epochs, recipe))
+        return next(usable, None) or replace(whole, groups=whole.groups[:1], epochs=1)
 
     def examples(self, context: Context, self_edit: str, *, seed: int) -> list[Example]:
         """Without a self-edit, practice without augmentations."""

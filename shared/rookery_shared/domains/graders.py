@@ -51,7 +51,9 @@ GRADERS: Mapping[str, Callable[[Question, str], float]] = {
 VERSION = "1"
 LOGLIK = "loglik"
 """The grade that an engine gives: mean log-likelihood of the gold answer's tokens, in nats."""
+LIKELIHOOD = "likelihood"
+"""The same as the geometric mean of the tokens' probabilities."""
 JUDGE = "judge"
 """The grade that a judge gives, where there is one: 1 for yes, 0 for no."""
 _VERSIONS = {"match": matching.VERSION}
-NAMES = tuple(f"{name}/{_VERSIONS.get(name, VERSION)}" for name in (*GRADERS, LOGLIK))
+NAMES = tuple(f"{name}/{_VERSIONS.get(name, VERSION)}" for name in (*GRADERS, LOGLIK, LIKELIHOOD))

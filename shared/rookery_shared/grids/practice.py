@@ -46,10 +46,13 @@ class Practice(Generic[Side]):
 
 def most_tasks(demonstrations: int, groups: Sequence[str]) -> int:
     """No more come of so many demonstrations, whatever they hold: known without making any."""
-    plain = sum(count * math.comb(demonstrations, count) for count in _LEFT_OUT if count < demonstrations)
-    changed = plain * (1 + sum(len(GROUPS[group]) for group in groups))
-    recoloured = changed if groups else 0
-    return min(2 * (changed + recoloured), MOST_TASKS)  # twice: each in another order as well
+    ways = (1 + sum(len(GROUPS[group]) for group in groups)) * (2 if groups else 1)  # in other colours as well
+    plain = (
+        count * math.comb(demonstrations, count) * (1 if demonstrations - count == 1 else 2)  # in another order as well
+        for count in _LEFT_OUT
+        if count < demonstrations
+    )
+    return min(sum(plain) * ways, MOST_TASKS)
 
 
 def choose(tasks: Iterable[Practice[Side]], rng: random.Random) -> list[Practice[Side]]:
