@@ -38,9 +38,9 @@ def seal_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A PostgreSQL server of our own; each test makes its own database in it."""
-    with start_postgres(tmp_path_factory.mktemp("postgres")) as url:
+    with start_postgres() as url:
         yield url
 
 

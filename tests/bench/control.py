@@ -296,7 +296,7 @@ def disk(folder: Path) -> dict[str, float]:
 
 def measure(folder: Path, count: int) -> dict[str, Any]:
     fdatasync = disk(folder)
-    with start_postgres(folder / "postgres") as server_url, start_redis(folder / "redis") as broker:
+    with start_postgres(folder) as server_url, start_redis(folder / "redis") as broker:
         url = make_database(server_url)
         database = Database(url)
         migrate(database)

@@ -235,7 +235,7 @@ def under_fire(options: Options, folder: Path) -> Iterator[Chaos]:
     options.log.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         log = stack.enter_context(options.log.open("w"))
-        direct = make_database(stack.enter_context(start_postgres(folder / "postgres")))
+        direct = make_database(stack.enter_context(start_postgres()))
         url = make_url(direct)
         proxies = {"database": stack.enter_context(Proxy(f"unix:{url.query['host']}/.s.PGSQL.5432"))}
         broker, broker_url, proxies["broker"] = _broker(options.broker, folder / "broker", stack)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +14,21 @@ from sqlalchemy import create_engine, text
 
 
 @contextmanager
-def start_postgres(folder: Path) -> Iterator[str]:
-    """The SQLAlchemy URL of a running server. Raises RuntimeError, with its log, if it has not run to the end."""
-    server = get_server(str(folder), cleanup_mode="delete")
-    try:
-        yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg://", 1)
-    finally:
+def start_postgres(within: Path | None = None) -> Iterator[str]:
+    """The SQLAlchemy URL of a running server. Raises RuntimeError, with its log, if it has not run to the end.
+
+    Its files are in a new folder, which is not to be in pytest's: as root the server runs as another user, and every
+    pytest that starts shuts the folder of all to other users.
+    """
+    with tempfile.TemporaryDirectory(prefix="rookery-postgres-", dir=within) as folder:
+        server = get_server(folder, cleanup_mode="delete")
         try:
-            _require_running(server)
+            yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg://", 1)
         finally:
-            server.cleanup()
+            try:
+                _require_running(server)
+            finally:
+                server.cleanup()
 
 
 def _require_running(server: PostgresServer) -> None:
