@@ -6,6 +6,7 @@ all of them (DeepSeekMath, arXiv 2402.03300). Decides from rewards alone; the ro
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Sequence
@@ -62,18 +63,18 @@ def optimiser_of(plan: RunPlan) -> PolicyOptimiser:
         return GroupRelative(plan.optimiser)
     usual = Keep.GAINING if find_domain(plan.domain).keeps_all else Keep.BEST
     if (plan.optimiser.keep or usual) is Keep.GAINING:
-        return AllThatGain()
-    return BestOfGroup(keep_without_gain=plan.keep_without_gain)
+        return AllThatGain(least_gain=plan.optimiser.least_gain)
+    return BestOfGroup(least_gain=-math.inf if plan.keep_without_gain else plan.optimiser.least_gain)
 
 
 class BestOfGroup:
     """ReST-EM: supervised fine-tuning on the best self-edit of each context."""
 
-    def __init__(self, *, keep_without_gain: bool) -> None:
-        self._keep_without_gain = keep_without_gain
+    def __init__(self, *, least_gain: float) -> None:
+        self._least_gain = least_gain
 
     def lessons(self, samples: Sequence[Sample], earned: Sequence[Candidate]) -> list[Lesson]:
-        return self._only(samples, rewards.keep_of(earned, keep_without_gain=self._keep_without_gain))
+        return self._only(samples, rewards.keep_of(earned, least_gain=self._least_gain))
 
     def control_lessons(self, samples: Sequence[Sample], rng: random.Random) -> list[Lesson]:
         return self._only(samples, rewards.random_of([sample.text for sample in samples], rng))
@@ -91,8 +92,12 @@ class BestOfGroup:
 class AllThatGain:
     """ReST-EM: supervised fine-tuning on every self-edit that gains, as in SEAL's section 4.2."""
 
+    def __init__(self, *, least_gain: float) -> None:
+        self._least_gain = least_gain
+
     def lessons(self, samples: Sequence[Sample], earned: Sequence[Candidate]) -> list[Lesson]:
-        return self._these(samples, [index for index, candidate in enumerate(earned) if candidate.gain > 0])
+        gaining = [index for index, candidate in enumerate(earned) if candidate.gain > self._least_gain]
+        return self._these(samples, gaining)
 
     def control_lessons(self, samples: Sequence[Sample], rng: random.Random) -> list[Lesson]:
         return self._these(samples, [index for index in range(len(samples)) if rng.random() < 1 / 2])

@@ -82,17 +82,17 @@ def best_of(candidates: Sequence[Candidate]) -> int:
     return max(range(len(candidates)), key=lambda i: (candidates[i].reward, -i))
 
 
-def keep_of(candidates: Sequence[Candidate], *, keep_without_gain: bool) -> int | None:
+def keep_of(candidates: Sequence[Candidate], *, least_gain: float = 0.0) -> int | None:
     """Index of the self-edit that a context contributes to the teacher's training: the best one.
 
     None if there is no candidate, if the best one is blank (no other takes its place), or if it does not beat the
-    baseline and `keep_without_gain`, which is the reference's rule, is off.
+    baseline by more than `least_gain`; -inf is the reference's rule.
     """
     if not candidates:
         return None
     best = best_of(candidates)
     chosen = candidates[best]
-    if not chosen.text.strip() or (chosen.gain <= 0 and not keep_without_gain):
+    if not chosen.text.strip() or chosen.gain <= least_gain:
         return None
     return best
 

@@ -237,8 +237,8 @@ def _check_optimiser(plan: RunPlan) -> None:
     """GRPO weighs every self-edit, and moves the tokens that the policy wrote: no others are there to be learned."""
     recipe = plan.teacher_recipe
     if not isinstance(plan.optimiser, Grpo):
-        if plan.keep_without_gain and plan.optimiser.keep is Keep.GAINING:
-            raise InvalidField("plan.keep_without_gain keeps the best; not all that gain", field="plan.optimiser")
+        if plan.keep_without_gain and (plan.optimiser.keep is Keep.GAINING or plan.optimiser.least_gain):
+            raise InvalidField("plan.keep_without_gain keeps the best, whatever it gains", field="plan.optimiser")
         return
     if plan.keep_without_gain:
         raise InvalidField("plan.keep_without_gain is for ReST-EM; GRPO weighs all self-edits", field="plan.optimiser")

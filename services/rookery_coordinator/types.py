@@ -155,6 +155,8 @@ class RestEm:
     method: Literal["rest_em"] = "rest_em"
     keep: Keep | None = None
     """None is as the domain does."""
+    least_gain: float = 0.0
+    """What a self-edit must gain, and more, to be imitated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ The data are of the repository Continual-Intelligence/SEAL; ROOKERY_SEAL_DATA na
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def test_selection_gives_the_published_sft_file_byte_for_byte(ranking: list[dict
     rows = []
     for article in ranking:
         candidates = [as_candidate(completion) for completion in article["completions"]]
-        kept = keep_of(candidates, keep_without_gain=True)
+        kept = keep_of(candidates, least_gain=-math.inf)
         if kept is not None:
             rows.append(sft_line(sft_example(prompt=article["prompt"], text=candidates[kept].text)))
     published = (seal_data / "knowledge" / "sft_best1of5_iter0.jsonl").read_bytes()
@@ -65,7 +66,7 @@ def test_selection_gives_the_published_sft_file_byte_for_byte(ranking: list[dict
 
 def test_our_own_rule_leaves_out_what_does_not_beat_the_base(ranking: list[dict[str, Any]]) -> None:
     candidates = [[as_candidate(completion) for completion in article["completions"]] for article in ranking]
-    kept = [keep_of(article, keep_without_gain=False) for article in candidates]
+    kept = [keep_of(article) for article in candidates]
     left_out = [article for article, chosen in zip(candidates, kept, strict=True) if chosen is None]
     assert len(left_out) == 10, "three are worse than the base and seven are equal to it"
     assert all(max(c.reward for c in article) <= article[0].baseline for article in left_out)

@@ -21,6 +21,6 @@ def test_no_promise_is_broken(broker: BrokerName, tmp_path: Path) -> None:
     if broker == "rabbitmq" and not has_rabbitmq():
         lacking("RabbitMQ (apt-get install rabbitmq-server)")
     options = Options(
-        seed=1, runs=RUNS, broker=broker, at_once=RUNS, pace=15.0, zeal=4.0, lease=15.0, log=tmp_path / "log"
+        seed=1, runs=RUNS, broker=broker, at_once=RUNS, pace=15.0, zeal=2.0, lease=15.0, log=tmp_path / "log"
     )
     assert chaos(options, tmp_path / "system") == []

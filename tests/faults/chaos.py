@@ -49,23 +49,23 @@ BrokerName = Literal["redis", "rabbitmq"]
 
 POINTS = {
     # Each happens some times in 200 runs. A job process that dies costs most: a model is loaded again, seconds of CPU.
-    "claimed": ("kill", 0.0015),
-    "beat": ("pause:11", 0.01),
-    "step": ("kill", 0.00005),
-    "checkpointed": ("kill", 0.0003),
-    "publishing": ("kill", 0.001),
-    "file-stored": ("kill", 0.0004),
-    "published": ("kill", 0.001),
-    "worked": ("stop:18", 0.003),
-    "completed": ("kill", 0.0015),
-    "committing": ("kill", 0.0004),
-    "committed": ("kill", 0.0004),
-    "relaying": ("kill", 0.0012),
-    "relayed": ("kill", 0.0012),
-    "reaping": ("kill", 0.05),
-    "reaped": ("pause:1", 0.01),
-    "written": ("kill", 0.003),
-    "scored": ("kill", 0.0015),
+    "claimed": ("kill", 0.003),
+    "beat": ("pause:11", 0.02),
+    "step": ("kill", 0.0001),
+    "checkpointed": ("kill", 0.0006),
+    "publishing": ("kill", 0.002),
+    "file-stored": ("kill", 0.0008),
+    "published": ("kill", 0.002),
+    "worked": ("stop:18", 0.006),
+    "completed": ("kill", 0.003),
+    "committing": ("kill", 0.0008),
+    "committed": ("kill", 0.0008),
+    "relaying": ("kill", 0.0024),
+    "relayed": ("kill", 0.0024),
+    "reaping": ("kill", 0.1),
+    "reaped": ("pause:1", 0.02),
+    "written": ("kill", 0.006),
+    "scored": ("kill", 0.003),
 }
 """What a process does to itself there, and how often."""
 EPOCHS = 3
@@ -304,7 +304,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
     parser.add_argument("--at-once", type=int, default=10, help="runs in flight")
-    parser.add_argument("--pace", type=float, default=45.0, help="mean seconds between two faults of the adversary")
+    parser.add_argument("--pace", type=float, default=20.0, help="mean seconds between two faults of the adversary")
+    parser.add_argument("--zeal", type=float, default=1.0, help="how many times as often processes fail by themselves")
     parser.add_argument("--lease", type=float, default=15.0, help="seconds for which a worker may be silent")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no more runs are begun")
     parser.add_argument("--out", type=Path, default=Path("tests/faults/results"), help="folder of the log")
@@ -316,6 +317,7 @@ def main() -> None:
         broker=told.broker,
         at_once=told.at_once,
         pace=told.pace,
+        zeal=told.zeal,
         lease=told.lease,
         minutes=told.minutes,
         log=told.out / f"{told.broker}-{told.seed}.log",

@@ -162,7 +162,7 @@ class Proxy:
             up = asyncio.create_task(self._pump(connection, reader, up_writer, Way.UP))
             down = asyncio.create_task(self._pump(connection, up_reader, writer, Way.DOWN))
             await asyncio.gather(up, down)
-        except OSError:  # one of the two is gone
+        except (OSError, asyncio.CancelledError):  # one of the two is gone, or the proxy ends
             connection.reset()
         finally:
             connection.end()

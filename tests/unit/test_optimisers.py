@@ -35,15 +35,19 @@ def test_rest_em_imitates_the_best_if_it_gains() -> None:
     [kept] = optimiser_of(RunPlan(keep_without_gain=True)).lessons(SAMPLES, earned(0.1, 0.2, 0.1, 0.0))
     assert kept.index == 1
     assert rest_em.gradient([lesson]) is None
+    picky = optimiser_of(RunPlan(optimiser=RestEm(least_gain=0.25)))
+    assert [lesson.index for lesson in picky.lessons(SAMPLES, earned(0.1, 0.5, 0.3, 0.5))] == [1]
+    assert picky.lessons(SAMPLES, earned(0.1, 0.45, 0.3, 0.4)) == []
 
 
 @pytest.mark.parametrize("domain", ["knowledge", "few_shot"])
 def test_a_run_may_say_what_rest_em_imitates(domain: str) -> None:
-    def kept(keep: Keep | None) -> list[int]:
-        optimiser = optimiser_of(RunPlan(domain=domain, optimiser=RestEm(keep=keep)))
+    def kept(keep: Keep | None, least_gain: float = 0.0) -> list[int]:
+        optimiser = optimiser_of(RunPlan(domain=domain, optimiser=RestEm(keep=keep, least_gain=least_gain)))
         return [lesson.index for lesson in optimiser.lessons(SAMPLES, earned(0.1, 0.5, 0.9, 0.3))]
 
     assert kept(Keep.GAINING) == [1, 3], "the blank one, which is the best, cannot be imitated"
+    assert kept(Keep.GAINING, least_gain=0.2) == [1]
     assert kept(Keep.BEST) == []
     assert kept(None) == kept(Keep.GAINING if domain == "few_shot" else Keep.BEST)
 

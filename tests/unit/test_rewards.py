@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -38,14 +39,14 @@ def test_means_are_exact_so_equal_counts_tie() -> None:
 
 def test_only_a_positive_gain_is_kept_unless_the_reference_is_asked_for() -> None:
     worse = [candidate(0.2, baseline=0.5), candidate(0.5, baseline=0.5)]
-    assert keep_of(worse, keep_without_gain=False) is None
-    assert keep_of(worse, keep_without_gain=True) == 1
-    assert keep_of([candidate(0.6, baseline=0.5)], keep_without_gain=False) == 0
+    assert keep_of(worse) is None
+    assert keep_of(worse, least_gain=-math.inf) == 1
+    assert keep_of([candidate(0.6, baseline=0.5)]) == 0
 
 
 def test_a_blank_winner_is_dropped_without_a_substitute() -> None:
-    assert keep_of([candidate(0.9, text=" \n"), candidate(0.5)], keep_without_gain=True) is None
-    assert keep_of([], keep_without_gain=True) is None
+    assert keep_of([candidate(0.9, text=" \n"), candidate(0.5)], least_gain=-math.inf) is None
+    assert keep_of([], least_gain=-math.inf) is None
 
 
 def test_the_control_takes_any_that_is_written() -> None:

@@ -273,7 +273,8 @@ def _plan_message(plan: RunPlan) -> run_service_pb2.RunPlan:
 def _optimiser_message(optimiser: RestEm | Grpo) -> run_service_pb2.PolicyOptimiser:
     if isinstance(optimiser, RestEm):
         keep = KEEP[optimiser.keep] if optimiser.keep else run_service_pb2.RestEm.KEEP_UNSPECIFIED
-        return run_service_pb2.PolicyOptimiser(rest_em=run_service_pb2.RestEm(keep=keep))
+        rest_em = run_service_pb2.RestEm(keep=keep, least_gain=optimiser.least_gain)
+        return run_service_pb2.PolicyOptimiser(rest_em=rest_em)
     grpo = run_service_pb2.Grpo(kl_coefficient=optimiser.kl_coefficient, clip_range=optimiser.clip_range)
     return run_service_pb2.PolicyOptimiser(grpo=grpo)
 

@@ -123,7 +123,10 @@ def _optimiser(message: run_service_pb2.PolicyOptimiser) -> RestEm | Grpo:
         number = message.rest_em.keep
         if number and number not in _KEEP:
             raise InvalidField(f"plan.optimiser.rest_em.keep: {number} is none", field="plan.optimiser")
-        return RestEm(keep=_KEEP.get(number))
+        least_gain = message.rest_em.least_gain
+        if not 0 <= least_gain < math.inf:
+            raise InvalidField("plan.optimiser.rest_em.least_gain must be at least 0", field="plan.optimiser")
+        return RestEm(keep=_KEEP.get(number), least_gain=least_gain)
     asked, default = message.grpo, Grpo()
     chosen = Grpo(
         kl_coefficient=asked.kl_coefficient if asked.HasField("kl_coefficient") else default.kl_coefficient,

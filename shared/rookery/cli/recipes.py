@@ -58,13 +58,14 @@ OPTIMISERS = {
 _KEEP = {KeepName.best: RestEm.KEEP_BEST, KeepName.gaining: RestEm.KEEP_GAINING}
 
 
-def policy_optimiser(name: OptimiserName, keep: KeepName | None) -> PolicyOptimiser:
-    """What is None is left to the server's default. Raises BadParameter for GRPO, which keeps nothing apart."""
-    if keep is None:
-        return OPTIMISERS[name]
-    if name is not OptimiserName.rest_em:
-        raise typer.BadParameter(f"{name} learns from all self-edits", param_hint="--keep")
-    return PolicyOptimiser(rest_em=RestEm(keep=_KEEP[keep]))
+def policy_optimiser(name: OptimiserName, keep: KeepName | None, least_gain: float) -> PolicyOptimiser:
+    """None is left to the server's default. Raises BadParameter for GRPO, which keeps nothing apart."""
+    if name is OptimiserName.rest_em:
+        number = _KEEP[keep] if keep else RestEm.KEEP_UNSPECIFIED
+        return PolicyOptimiser(rest_em=RestEm(keep=number, least_gain=least_gain))
+    if keep or least_gain:
+        raise typer.BadParameter(f"{name} learns from all self-edits", param_hint="--keep, --least-gain")
+    return OPTIMISERS[name]
 
 
 def student_recipe(

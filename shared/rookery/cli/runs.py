@@ -86,6 +86,9 @@ def create(
         Optional[KeepName],  # noqa: UP045
         typer.Option(help="What ReST-EM imitates: the best self-edit that gains, or all; by default as in SEAL."),
     ] = None,
+    least_gain: Annotated[
+        float, typer.Option(help="What a self-edit must gain, and more, for ReST-EM to imitate it.")
+    ] = 0,
     baseline: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="Measure this as well, without a teacher; tasks have random and oracle. May be repeated."),
@@ -148,7 +151,7 @@ def create(
         keep_without_gain=keep_without_gain,
         control=control,
         baselines=baseline,
-        optimiser=policy_optimiser(optimiser, keep),
+        optimiser=policy_optimiser(optimiser, keep, least_gain),
         student_recipe=student_recipe(
             rank=rank,
             targets=target,

@@ -398,16 +398,22 @@ class RestEm(_message.Message):
     """All that gain."""
 
     KEEP_FIELD_NUMBER: _builtins.int
+    LEAST_GAIN_FIELD_NUMBER: _builtins.int
     keep: Global___RestEm.Keep.ValueType
     """Optional. Default: as in SEAL for the domain, the best of "knowledge", all of "few_shot"."""
+    least_gain: _builtins.float
+    """Optional. What a self-edit must gain, and more, to be imitated: where rewards are noisy, small gains say little. At
+    least 0; default 0.
+    """
     def __init__(
         self,
         *,
         keep: Global___RestEm.Keep.ValueType = ...,
+        least_gain: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "least_gain", b"least_gain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
