@@ -106,7 +106,7 @@ def few_shot_run(*, train: int, test: int, self_edits: int, seed: int) -> Run:
             reward=GRADER_LIKELIHOOD,
             test_grader=GRADER_EXACT,
             test_every=ROUNDS,
-            optimiser=PolicyOptimiser(rest_em=RestEm(keep=RestEm.KEEP_GAINING, least_gain=LEAST_GAIN)),
+            optimiser=PolicyOptimiser(rest_em=RestEm(keep=RestEm.KEEP_BEST, least_gain=LEAST_GAIN)),
             baselines=["random", "oracle"],
             sampling=Sampling(top_p=1.0, max_new_tokens=LONGEST_CONFIGURATION),
             student_recipe=STUDENT_RECIPE,
