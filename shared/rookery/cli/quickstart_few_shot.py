@@ -52,7 +52,7 @@ def quickstart_few_shot(
     ] = TINY_GRIDS,
     folder: Folder = DEFAULT_FOLDER,
     address: Annotated[str, typer.Option(help="Where the public API listens.")] = DEFAULT_SERVER,
-    train: Annotated[int, typer.Option(help="Puzzles to train on in each round.")] = 10,
+    train: Annotated[int, typer.Option(help="Puzzles to train on in each round.")] = 9,
     test: Annotated[int, typer.Option(help="Puzzles to measure on.")] = 24,
     self_edits: Annotated[int, typer.Option(help="Configurations for each puzzle to train on.")] = 4,
     seed: Seed = 1,
