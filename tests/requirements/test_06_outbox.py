@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from rookery_coordinator.database import Database
-from rookery_coordinator.relay import Relay
+from rookery_coordinator.relay import BATCH, Relay
 from rookery_coordinator.schema import migrate
 from rookery_coordinator.tables import Outbox
 from rookery_shared.faults import Point
@@ -149,9 +149,9 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]
 
 
 def test_two_relays_at_once(either: Database, rabbitmq_server: RabbitMQServer) -> None:
-    """Nothing is lost, and nothing is sent more often than there are relays."""
+    """Nothing is lost, and nothing is sent more often than there are relays; each takes a batch, and one is left."""
     url = rabbitmq_server.make_vhost()
-    jobs = fill(either, 120)
+    jobs = fill(either, 3 * BATCH)
     relay_all(either, [Relay(either, make_app(broker_url=url)) for _ in range(2)])
     sent = jobs_of(take(url, generate_queue()))
     assert {*sent} == jobs
