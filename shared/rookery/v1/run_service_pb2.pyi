@@ -289,7 +289,8 @@ class RunPlan(_message.Message):
     def baselines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Optional. Ways of adapting without a teacher that are measured on the test contexts beside its policies, each a row of
         the report. Of the domain few_shot: "random", configurations drawn at random of those that are within the limit of
-        steps whatever comes of their augmentations, and "oracle", every augmentation.
+        steps whatever comes of their augmentations, and "oracle", every augmentation with the rate and epochs of
+        `student_recipe`, or what the limit leaves of them.
         """
 
     def __init__(
