@@ -263,8 +263,8 @@ def test_answers_with_the_adapter_and_without_it(
     assert [a.text for a in first.after] != [a.text for a in first.before]
     assert [a.text for a in first.after] != [a.text for a in second.after]
     grades = first.after[0].grades
-    assert {*grades} == {"exact", "f1", "contains", "match", "loglik"}
-    assert grades["loglik"] < 0
+    assert {*grades} == {"exact", "f1", "contains", "match", "loglik", "likelihood"}
+    assert 0 < grades["likelihood"] == math.exp(grades["loglik"]) < 1
     assert first.question_set == question_set(CONTEXT.questions)
 
 
