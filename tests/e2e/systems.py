@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from rookery import Client, Recipe, Sampling
 from rookery.cli.quickstart import STUDENT, STUDENT_RECIPE, TEACHER, as_messages, register
-from rookery.cli.recipes import OPTIMISERS, OptimiserName
+from rookery.cli.recipes import OptimiserName, policy_optimiser
 from rookery.local.cluster import Cluster
 from rookery.v1.adaptation_service_pb2 import STATE_RUNNING, STATE_SUCCEEDED
 from rookery.v1.model_service_pb2 import ROLE_STUDENT, ROLE_TEACHER
@@ -69,7 +69,7 @@ def small_run(
             reward=GRADER_EXACT,
             control=control,
             keep_without_gain=optimiser is OptimiserName.rest_em,
-            optimiser=OPTIMISERS[optimiser],
+            optimiser=policy_optimiser(optimiser),
             sampling=Sampling(max_new_tokens=96),
             student_recipe=STUDENT_RECIPE,
             teacher_recipe=Recipe(rank=8, alpha=16, targets=["all-linear"], epochs=2, batch_size=4),

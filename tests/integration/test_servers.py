@@ -11,8 +11,8 @@ from pathlib import Path
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from tests.faults.adversary import wait
 from tests.servers.postgres import make_database, start_postgres
+from tests.waiting import wait_until
 
 
 def test_postgresql_recovers_beside_another_pytest(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_postgresql_recovers_beside_another_pytest(tmp_path: Path) -> None:
             os.kill(connection.execute(text("SELECT pg_backend_pid()")).scalar_one(), signal.SIGKILL)
             connection.invalidate()
         engine.dispose()
-        assert wait(lambda: _makes_a_database(url), seconds=10)
+        wait_until(lambda: _makes_a_database(url), seconds=10, what="connections again")
 
 
 def _makes_a_database(url: str) -> bool:

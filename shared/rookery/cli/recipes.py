@@ -49,23 +49,17 @@ class KeepName(StrEnum):
     gaining = "gaining"
 
 
-OPTIMISERS = {
-    OptimiserName.rest_em: PolicyOptimiser(rest_em=RestEm()),
-    OptimiserName.grpo: PolicyOptimiser(grpo=Grpo()),
-}
-
-
 _KEEP = {KeepName.best: RestEm.KEEP_BEST, KeepName.gaining: RestEm.KEEP_GAINING}
 
 
-def policy_optimiser(name: OptimiserName, keep: KeepName | None, least_gain: float) -> PolicyOptimiser:
+def policy_optimiser(name: OptimiserName, *, keep: KeepName | None = None, least_gain: float = 0.0) -> PolicyOptimiser:
     """None is left to the server's default. Raises BadParameter for GRPO, which keeps nothing apart."""
     if name is OptimiserName.rest_em:
         number = _KEEP[keep] if keep else RestEm.KEEP_UNSPECIFIED
         return PolicyOptimiser(rest_em=RestEm(keep=number, least_gain=least_gain))
     if keep or least_gain:
         raise typer.BadParameter(f"{name} learns from all self-edits", param_hint="--keep, --least-gain")
-    return OPTIMISERS[name]
+    return PolicyOptimiser(grpo=Grpo())
 
 
 def student_recipe(

@@ -151,7 +151,7 @@ def create(
         keep_without_gain=keep_without_gain,
         control=control,
         baselines=baseline,
-        optimiser=policy_optimiser(optimiser, keep, least_gain),
+        optimiser=policy_optimiser(optimiser, keep=keep, least_gain=least_gain),
         student_recipe=student_recipe(
             rank=rank,
             targets=target,
