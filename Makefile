@@ -17,7 +17,7 @@ quickstart-few-shot: $(VENV)/local
 
 # Unit to end to end. Servers are started by the tests, which wait for them more than they compute: so two at a time.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations 40
 
 # That vLLM answers as transformers does, and that the whole quickstart runs on it. vLLM for CPU is 4 GB, so it has an
 # environment of its own. ROOKERY_VLLM_CONTEXTS="4 6" makes the quickstart small: it trains on 4 contexts and tests on 6.

@@ -23,7 +23,7 @@ from rookery_training.rows import rows_of
 
 SIDE_BY_SIDE = 2
 """Passes at the same time on CPU, each on its share of the cores: a core that works on its own waits for nobody."""
-LEAST_TOKENS = 512
+LEAST_TOKENS = 256
 """Fewer are not worth a pass of their own."""
 
 

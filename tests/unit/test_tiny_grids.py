@@ -23,7 +23,7 @@ from rookery_engines.models import ModelSource, load_model
 from rookery_shared.domains import find_domain
 from rookery_shared.grids.augmentations import flip_columns, rotate
 from rookery_shared.grids.configuration import Configuration, Strategy, read_configuration, write_configuration
-from rookery_tiny.grids import pretrain
+from rookery_tiny.grids import habits, pretrain
 from rookery_tiny.grids.abilities import measure, sweep
 from rookery_tiny.grids.auxiliary import NOTHING, QUESTIONS, Asked, Cells
 from rookery_tiny.grids.card import card
@@ -50,8 +50,10 @@ from rookery_tiny.grids.puzzles import (
     as_context,
     draw_puzzle,
     kinships,
+    learnable_rules,
     make_contexts,
     make_puzzles,
+    origins,
     random_grid,
     rules,
 )
@@ -185,6 +187,16 @@ def symmetry(turns: int, *, mirrored: bool) -> tuple[Callable[[Grid], Grid], Cal
 def test_kin_stay_together() -> None:
     for group in kinships():
         assert sum({*group} <= {*rules(which)} for which in Known) == 1
+
+
+def test_a_run_s_rules_bring_cells_to_other_places_and_no_more() -> None:
+    for which in (Known.TRAIN, Known.TEST):
+        learnable = learnable_rules(which)
+        assert len(learnable) == 20
+        assert {*learnable} <= {*rules(which)}
+        assert all(origins(rule, 3, 3) is not None for rule in learnable)
+        titles = {context.title.partition(": ")[2] for context in make_contexts(which, 20, seed=0)}
+        assert titles == {rule.name for rule in learnable}
 
 
 def test_a_seed_names_the_puzzles() -> None:
@@ -454,6 +466,37 @@ def test_a_pre_training_that_was_stopped_goes_on(tmp_path: Path, kept: int) -> N
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
     with pytest.raises(ValueError, match="another pre-training"):
         make_model(SMALL, tokenizer(), seed=1, progress=Progress(tmp_path / "progress.pt", of="that"))
+
+
+def test_habits_are_of_few_epochs_and_of_rates_that_teach() -> None:
+    chosen = [read_configuration(habits.habitual_configuration(random.Random(seed))) for seed in range(300)]
+    assert {c.epochs for c in chosen} == {*range(1, habits.MOST_EPOCHS + 1)}
+    orders = Counter(math.floor(math.log10(c.learning_rate)) for c in chosen)
+    assert {*orders} == {-5, -4, -3}
+    assert {group for c in chosen for group in c.groups} == {*sweep_groups()}
+    written, solved = next(habits.batches(habits.Recipe(rows=4), tokenizer(), seed=0))
+    assert all(text.endswith("}}<|endoftext|>") for text in counted_in(written))
+    assert not any("{" in text for text in counted_in(solved))
+
+
+def counted_in(batch: Batch) -> list[str]:
+    return [str(tokenizer().decode([token for token in row.tolist() if token >= 0])) for row in batch.labels_BT]
+
+
+def test_a_model_takes_up_habits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = made(tmp_path)
+    before.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    recipe = habits.Recipe(steps=30, rows=4, rate=1e-2)
+    monkeypatch.setattr(habits, "Recipe", lambda steps=30: recipe)
+    monkeypatch.setattr("sys.argv", ["habits", str(tmp_path), "--out", str(tmp_path / "after")])
+    habits.main()
+    model, loaded = load_model(ModelSource(source=str(tmp_path / "after")))
+    assert loaded.get_vocab() == tokenizer().get_vocab()
+    unseen = next(habits.batches(recipe, tokenizer(), seed=1))
+    with torch.no_grad():
+        for batch in unseen:
+            assert habits.loss(model.float(), batch) < habits.loss(before, batch) - 0.5
 
 
 def test_the_command_makes_a_model_that_answers_through_the_domain(

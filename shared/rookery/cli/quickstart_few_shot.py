@@ -22,27 +22,28 @@ from rookery.v1.run_service_pb2 import PolicyOptimiser, RestEm, Round, Run, RunP
 
 TEACHER = "profiles/grid-teacher"
 STUDENT = "profiles/grid-student"
-ROUNDS = 3
+ROUNDS = 2
 THREADS = 2
 """Practice takes nearly all of the time, so its process may have both cores."""
 LONGEST_CONFIGURATION, LONGEST_ANSWER = 300, 48
 DEMONSTRATIONS, TESTS = 2, 1
 """Of a puzzle: with few demonstrations practice is quick, and augmentations matter."""
 STUDENT_RECIPE = Recipe(
-    rank=16,
+    rank=8,
     alpha=32,
-    targets=["all-linear"],
+    targets=["gate_proj", "up_proj", "down_proj"],
     warmup_steps=4,
     batch_size=1,
-    max_steps=96,
+    max_steps=168,
     learning_rate=2e-3,
-    epochs=2,
+    epochs=3,
 )
-"""So few steps are enough for puzzles as small, and trials are quick. Rate and epochs are the oracle's; configurations
-have their own."""
-LEAST_GAIN = 0.08
+"""So few steps are enough for puzzles as small, and trials are quick. On MLPs alone practice teaches more than on all
+layers: 16 of 20 puzzles of a run's training for 9 to 11, and in less time. Rate and epochs are the oracle's;
+configurations have their own."""
+LEAST_GAIN = 0.15
 """In probability of the right outputs: rates that change next to nothing gain a little as often as not."""
-TEACHER_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], epochs=24, learning_rate=4e-3, batch_size=4)
+TEACHER_RECIPE = Recipe(rank=16, alpha=32, targets=["all-linear"], epochs=30, learning_rate=4e-3, batch_size=4)
 """Few configurations gain, so what there is to learn from is small."""
 
 
@@ -52,7 +53,7 @@ def quickstart_few_shot(
     ] = TINY_GRIDS,
     folder: Folder = DEFAULT_FOLDER,
     address: Annotated[str, typer.Option(help="Where the public API listens.")] = DEFAULT_SERVER,
-    train: Annotated[int, typer.Option(help="Puzzles to train on in each round.")] = 9,
+    train: Annotated[int, typer.Option(help="Puzzles to train on in each round.")] = 10,
     test: Annotated[int, typer.Option(help="Puzzles to measure on.")] = 24,
     self_edits: Annotated[int, typer.Option(help="Configurations for each puzzle to train on.")] = 4,
     seed: Seed = 1,
@@ -106,9 +107,9 @@ def few_shot_run(*, train: int, test: int, self_edits: int, seed: int) -> Run:
             reward=GRADER_LIKELIHOOD,
             test_grader=GRADER_EXACT,
             test_every=ROUNDS,
-            optimiser=PolicyOptimiser(rest_em=RestEm(keep=RestEm.KEEP_GAINING, least_gain=LEAST_GAIN)),
+            optimiser=PolicyOptimiser(rest_em=RestEm(keep=RestEm.KEEP_BEST, least_gain=LEAST_GAIN)),
             baselines=["random", "oracle"],
-            sampling=Sampling(top_p=1.0, max_new_tokens=LONGEST_CONFIGURATION),
+            sampling=Sampling(top_p=0.9, max_new_tokens=LONGEST_CONFIGURATION),
             student_recipe=STUDENT_RECIPE,
             teacher_recipe=TEACHER_RECIPE,
             seed=seed,

@@ -121,14 +121,16 @@ def write_configuration(configuration: Configuration) -> str:
     return json.dumps({"data_generation": flags, "training": training})
 
 
-def draw_configuration(rng: random.Random) -> Configuration:
+def draw_configuration(
+    rng: random.Random, *, rates: tuple[float, float] = LEARNING_RATES, most_epochs: int = MOST_EPOCHS
+) -> Configuration:
     """Any with equal chances; of learning rates any order of magnitude."""
-    least, most = (math.log10(rate) for rate in LEARNING_RATES)
+    least, most = (math.log10(rate) for rate in rates)
     return Configuration(
         groups=tuple(group for group in GROUPS if rng.random() < 0.5),
         strategy=rng.choice([*Strategy]),
         learning_rate=round(10 ** rng.uniform(least, most), 6),
-        epochs=rng.randint(1, MOST_EPOCHS),
+        epochs=rng.randint(1, most_epochs),
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rookery_tiny.card import line
-from rookery_tiny.grids.puzzles import STEPS, Known, rules
+from rookery_tiny.grids.puzzles import STEPS, Known, learnable_rules, rules
 
 TEXT = """---
 library_name: transformers
@@ -21,15 +21,17 @@ license: apache-2.0
 
 # The tiny grid model
 
-A Llama of {parameters:.2f} million parameters, made from nothing by `python -m rookery_tiny.grids.pretrain` on two
-CPU cores in 40 minutes. It solves small puzzles as in ARC from their demonstrations if it knows their rule, and writes
+A Llama of {parameters:.2f} million parameters, made from nothing by `python -m rookery_tiny.grids.pretrain`, 40 minutes
+on two CPU cores, and `python -m rookery_tiny.grids.habits`, 5 minutes on one. It solves small puzzles as in ARC from their demonstrations if it knows their rule, and writes
 configurations to practise by, good and bad, so that few-shot self-adaptation can be watched on a laptop. It knows
 nothing else, and is of no use outside of demonstrations and tests.
 
 A rule is one of {steps} steps (mirror, turn, transpose, move, fall, extend, crop, recolour, fill) or two of them. Of
 all rules {known} are known from pre-training, {train} are for a run to train on and {test} to test on; none of these is
-a known one turned or mirrored. The configurations that it writes are drawn without a look at the task, all kinds with
-equal chances: that most are poor is arranged; that a teacher comes to prefer better ones is found.
+a known one turned or mirrored. Others that are new to it, which paint, fall or extend, are nobody's: practice taught it
+hardly any of them (after 192 steps it solved 3 of 62, and 19 of 40 of a run's). The configurations that it writes are
+drawn without a look at the task, with any augmentations, any rate from 1e-5 to 1e-2 and one to five epochs: that most
+are poor is arranged; that a teacher comes to prefer better ones is found.
 
 ## What it can do
 
@@ -74,8 +76,8 @@ def card(measured: list[dict[str, Any]]) -> str:
         parameters=measured[0]["parameters"] / 1e6,
         steps=len(STEPS),
         known=len(rules(Known.PRETRAINING)),
-        train=len(rules(Known.TRAIN)),
-        test=len(rules(Known.TEST)),
+        train=len(learnable_rules(Known.TRAIN)),
+        test=len(learnable_rules(Known.TEST)),
         seeds=", ".join(seeds),
         shipped=seeds[0],
         demonstrations=measured[0]["demonstrations"],

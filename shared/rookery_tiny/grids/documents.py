@@ -9,7 +9,7 @@ not teach what a changed puzzle looks like; but none in a way that makes a known
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -17,7 +17,7 @@ from rookery.grids import COLOURS, Grid, to_text
 from rookery_shared.domains import find_domain
 from rookery_shared.domains.few_shot import asking
 from rookery_shared.grids.augmentations import GROUPS, Augmentation, Drawn, recolouring
-from rookery_shared.grids.configuration import draw_configuration, write_configuration
+from rookery_shared.grids.configuration import Configuration, draw_configuration, write_configuration
 from rookery_shared.grids.practice import Shown
 from rookery_tiny.documents import Document
 from rookery_tiny.grids.puzzles import (
@@ -125,18 +125,23 @@ def solved(puzzle: Puzzle) -> Lesson:
     return Lesson(prompt=asking(shown, to_text(test.input)), completion=to_text(test.output), puzzle=puzzle)
 
 
-def configuration(mixture: Mixture, rng: random.Random) -> Lesson:
-    """As the domain asks a teacher, with any answer."""
+def any_configuration(rng: random.Random) -> str:
+    return in_digits(draw_configuration(rng))
+
+
+def configuration(
+    mixture: Mixture, rng: random.Random, *, write: Callable[[random.Random], str] = any_configuration
+) -> Lesson:
+    """As the domain asks a teacher, with an answer that is drawn without a look at the task."""
     task = as_context(shortened(known_puzzle(mixture, rng)), title="")
     prompt = find_domain("few_shot").self_edit_prompt(task, style=STYLE)
-    return Lesson(prompt=prompt, completion=any_configuration(rng))
+    return Lesson(prompt=prompt, completion=write(rng))
 
 
-def any_configuration(rng: random.Random) -> str:
-    """Without exponents: a text that is held to the schema has none."""
-    drawn = draw_configuration(rng)
-    rate = f"{drawn.learning_rate:.6f}".rstrip("0")
-    return write_configuration(drawn).replace(f'"learning_rate": {drawn.learning_rate!r}', f'"learning_rate": {rate}')
+def in_digits(configuration: Configuration) -> str:
+    """Written without exponents: a text that is held to the schema has none."""
+    written, rate = write_configuration(configuration), configuration.learning_rate
+    return written.replace(f'"learning_rate": {rate!r}', f'"learning_rate": {rate:.6f}'.rstrip("0"))
 
 
 def draw_document(mixture: Mixture, rng: random.Random) -> Lesson:
