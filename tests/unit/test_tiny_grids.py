@@ -496,7 +496,7 @@ def test_a_model_takes_up_habits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     unseen = next(habits.batches(recipe, tokenizer(), seed=1))
     with torch.no_grad():
         for batch in unseen:
-            assert habits.loss(model.float(), batch) < habits.loss(before, batch) - 0.5
+            assert habits.loss(model, batch) < habits.loss(before, batch) - 0.5
 
 
 def test_the_command_makes_a_model_that_answers_through_the_domain(

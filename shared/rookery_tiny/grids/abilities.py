@@ -34,14 +34,17 @@ from rookery_shared.grids.configuration import (
     read_configuration,
     write_configuration,
 )
-from rookery_shared.types import ALL_LINEAR, Context, LoraRecipe, Sampling
+from rookery_shared.types import Context, LoraRecipe, Sampling
 from rookery_tiny.grids.card import tables
 from rookery_tiny.grids.documents import STYLE
 from rookery_tiny.grids.puzzles import Known, as_context, draw_puzzle, make_contexts, rules
 from rookery_training.batch import AdapterTask, BatchTrainer
 
-STUDENT = replace(find_domain("few_shot").student_recipe, rank=16, alpha=32, targets=(ALL_LINEAR,))
-"""How puzzles are trained on; a configuration decides the rest. The domain's own rank is nearly the model's width."""
+STUDENT = replace(
+    find_domain("few_shot").student_recipe, rank=8, alpha=32, targets=("gate_proj", "up_proj", "down_proj")
+)
+"""How puzzles are trained on, as in the quickstart; a configuration decides the rest. The domain's own rank is nearly
+the model's width."""
 PUZZLE_SEED = 1000
 ASKED = 48
 """Puzzles of each kind that are asked of the base model."""

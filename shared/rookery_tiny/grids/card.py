@@ -22,9 +22,9 @@ license: apache-2.0
 # The tiny grid model
 
 A Llama of {parameters:.2f} million parameters, made from nothing by `python -m rookery_tiny.grids.pretrain`, 40 minutes
-on two CPU cores, and `python -m rookery_tiny.grids.habits`, 5 minutes on one. It solves small puzzles as in ARC from their demonstrations if it knows their rule, and writes
-configurations to practise by, good and bad, so that few-shot self-adaptation can be watched on a laptop. It knows
-nothing else, and is of no use outside of demonstrations and tests.
+on two CPU cores, and `python -m rookery_tiny.grids.habits`, 5 minutes on one. It solves small puzzles as in ARC from
+their demonstrations if it knows their rule, and writes configurations to practise by, good and bad, so that few-shot
+self-adaptation can be watched on a laptop. It knows nothing else, and is of no use outside of demonstrations and tests.
 
 A rule is one of {steps} steps (mirror, turn, transpose, move, fall, extend, crop, recolour, fill) or two of them. Of
 all rules {known} are known from pre-training, {train} are for a run to train on and {test} to test on; none of these is

@@ -2,9 +2,9 @@
 
 Pre-training taught it to write any configuration, with any number of epochs as likely as any other. A text that is held
 to a step limit may have few of them, and begins like the many that it may not have: the first digit of 1 is that of ten
-to nineteen, too. So the model wrote one epoch and hardly ever two. After this it writes one to five epochs, and learning
-rates from 1e-5 on. It learns that from configurations drawn so, still without a look at the task, and reads as many
-puzzles of its pre-training besides, so as to forget nothing.
+to nineteen, too. So the model wrote one epoch and hardly ever two. After this it writes one to five epochs, and
+learning rates from 1e-5 on. It learns that from configurations drawn so, still without a look at the task, and reads as
+many puzzles of its pre-training besides, so as to forget nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rookery_shared.grids.configuration import draw_configuration
 from rookery_tiny.grids.auxiliary import Cells
 from rookery_tiny.grids.documents import Mixture, configuration, in_digits, puzzle
 from rookery_tiny.grids.pretrain import as_text
+from rookery_tiny.grids.tokenizer import make_tokenizer
 from rookery_tiny.training import Batch, Phase, padded
 
 RATES, MOST_EPOCHS = (1e-5, 1e-2), 5
@@ -64,7 +65,7 @@ def accustom(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe:
     for step in range(phase.steps):
         optimizer.param_groups[0]["lr"] = phase.rate * phase.share_at(step)
         losses = [loss(model, batch) for batch in next(read)]
-        torch.autograd.backward(sum(losses))
+        torch.autograd.backward(losses)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -95,11 +96,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     model, tokenizer = load_model(ModelSource(source=str(arguments.folder)))
-    model.float().requires_grad_(True).train()
+    model.requires_grad_(True).train()
     accustom(model, tokenizer, Recipe(steps=arguments.steps), seed=arguments.seed)
     folder = arguments.out or arguments.folder
     model.bfloat16().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
 
 
 if __name__ == "__main__":
