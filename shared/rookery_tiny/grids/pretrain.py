@@ -1,4 +1,5 @@
 """Make the grid model: `python -m rookery_tiny.grids.pretrain --out DIR --seed 0`. About 40 minutes on two CPU cores.
+habits.py goes on from there.
 
 Two phases of fixed length, so that a seed names the weights: rules of one step, then the mixture of documents.py. Of a
 puzzle the loss counts every output but the first, which nobody can know; of what a teacher writes, the configuration.
