@@ -295,8 +295,13 @@ def test_the_loss_counts_outputs_from_the_second_on_and_configurations() -> None
 
 def counted(lesson: Lesson) -> str:
     """What the loss counts of it."""
-    labels_T = next(batches(SMALL, tokenizer(), lambda rng: lesson, seed="", first=0)).labels_BT[0]
-    return str(tokenizer().decode([token for token in labels_T.tolist() if token >= 0]))
+    first, *_ = counted_in(next(batches(SMALL, tokenizer(), lambda rng: lesson, seed="", first=0)))
+    return first
+
+
+def counted_in(batch: Batch) -> list[str]:
+    """The same for each of its rows."""
+    return [str(tokenizer().decode([token for token in row.tolist() if token >= 0])) for row in batch.labels_BT]
 
 
 def test_a_batch_has_texts_of_about_one_length_and_none_twice() -> None:
@@ -477,10 +482,6 @@ def test_habits_are_of_few_epochs_and_of_rates_that_teach() -> None:
     written, solved = next(habits.batches(habits.Recipe(rows=4), tokenizer(), seed=0))
     assert all(text.endswith("}}<|endoftext|>") for text in counted_in(written))
     assert not any("{" in text for text in counted_in(solved))
-
-
-def counted_in(batch: Batch) -> list[str]:
-    return [str(tokenizer().decode([token for token in row.tolist() if token >= 0])) for row in batch.labels_BT]
 
 
 def test_a_model_takes_up_habits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

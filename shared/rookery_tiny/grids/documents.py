@@ -126,6 +126,7 @@ def solved(puzzle: Puzzle) -> Lesson:
 
 
 def any_configuration(rng: random.Random) -> str:
+    """All kinds with equal chances: what pre-training reads."""
     return in_digits(draw_configuration(rng))
 
 
