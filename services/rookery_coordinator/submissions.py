@@ -16,7 +16,7 @@ from rookery_coordinator.policies import active_recipe
 from rookery_coordinator.rounds import start_work
 from rookery_coordinator.tables import Adaptation, Policy, Profile, Request, Run
 from rookery_coordinator.types import AdaptationPlan, Grpo, Keep, Limits, Role, RunPlan, SeedAllocation, Split, State
-from rookery_coordinator.works import add_contexts, find_profile, find_profiles, limits_of
+from rookery_coordinator.works import add_contexts, find_profile, limits_of, plan_to_row
 from rookery_shared.domains import Domain, check_style, find_domain
 from rookery_shared.errors import EngineCannot, InvalidField, NameTaken, PassageTooLong, RankNotServed
 from rookery_shared.types import REMOTE_ENGINE, Context, LoraRecipe
@@ -131,7 +131,7 @@ def create_run(
         teacher=teacher,
         student=student,
         policy=teacher_profile.active_policy,
-        plan=asdict(plan),
+        plan=plan_to_row(plan),
         state=State.RUNNING,
     )
     session.add(run)
@@ -165,7 +165,7 @@ def create_adaptation(
         teacher=teacher,
         student=student,
         policy=teacher_profile.active_policy,
-        plan=asdict(plan),
+        plan=plan_to_row(plan),
         state=State.RUNNING,
     )
     session.add(adaptation)
@@ -220,7 +220,6 @@ def _check_length(text: str, limits: Limits, *, field: str) -> None:
 
 
 def _profiles(session: Session, teacher: str, student: str) -> tuple[Profile, Profile]:
-    find_profiles(session, [teacher, student])  # both at once
     return find_profile(session, teacher, role=Role.TEACHER), find_profile(session, student, role=Role.STUDENT)
 
 

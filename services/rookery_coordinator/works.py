@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
 from sqlalchemy import select
@@ -59,6 +59,13 @@ def plan_of(work: Work) -> Plan:
     if isinstance(work, tables.Run):
         return _RUN_PLAN.validate_python(stored)
     return _ADAPTATION_PLAN.validate_python(stored)
+
+
+def plan_to_row(plan: Plan) -> dict[str, Any]:
+    """As `plan_of` reads it."""
+    if isinstance(plan, RunPlan):
+        return cast(dict[str, Any], _RUN_PLAN.dump_python(plan))
+    return cast(dict[str, Any], _ADAPTATION_PLAN.dump_python(plan))
 
 
 def find_profile(session: Session, name: str, *, role: Role | None = None) -> tables.Profile:

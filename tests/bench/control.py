@@ -161,7 +161,7 @@ async def accept(create: Create, numbers: Sequence[int]) -> tuple[list[str], flo
 async def accept_at(create: Create, numbers: Sequence[int], rate: float) -> tuple[list[str], list[float]]:
     """Each at its time. Returns names and seconds from when each was due to its answer."""
     loop = asyncio.get_running_loop()
-    start = loop.time() + 0.1
+    start = loop.time() + 1.0  # by then all of them wait for their times
 
     async def one(number: int, due: float) -> tuple[str, float]:
         await asyncio.sleep(due - loop.time())

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from rookery.errors import RookeryError
 from rookery_coordinator import submissions
 from rookery_coordinator.api.base import Units
+from rookery_coordinator.bulk import insert_new
 from rookery_shared.errors import DatabaseUnavailable
 from rookery_shared.log import get_logger
 
@@ -89,6 +90,7 @@ def _make_all(session: Session, batch: list[_Asked[T]]) -> list[T | RookeryError
             answers.append(shown)
             if asked.request_id:
                 made[asked.request_id] = name
+        insert_new(session)
     return answers
 
 
