@@ -38,8 +38,11 @@ def repeated(session: Session, request_id: str) -> str | None:
 def all_repeated(session: Session, request_ids: Sequence[str]) -> dict[str, str]:
     """As `repeated`, for many: the resources of those that there were, by their ids."""
     asked = [id_ for id_ in request_ids if id_]
-    query = select(Request.id, Request.resource).where(Request.id.in_(asked))
-    return {row.id: row.resource for row in session.execute(query)} if asked else {}
+    if not asked:
+        return {}
+    requests = Request.__table__  # the ORM's own work would take half as long again
+    query = select(requests.c.id, requests.c.resource).where(requests.c.id.in_(asked))
+    return {row.id: row.resource for row in session.connection().execute(query)}
 
 
 def remember(session: Session, request_id: str, resource: str) -> None:

@@ -7,6 +7,7 @@ import random
 import statistics
 
 import pytest
+from scipy.stats import ttest_rel
 
 from rookery_coordinator.report import compare, comparisons, measure, measurements
 
@@ -30,6 +31,15 @@ def test_comparisons_are_paired_by_context() -> None:
     assert compared.mean_difference == pytest.approx(0.1, abs=0.02)
     assert compared.p_value < 1e-6, "contexts differ far more than the gain; only pairing shows it"
     assert compared.n == 30
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 60])
+def test_the_p_value_is_that_of_a_paired_t_test(n: int) -> None:
+    rng = random.Random(n)
+    one, other = ({f"c{i}": rng.random() for i in range(n)} for _ in range(2))
+    compared = compare("a", "b", one, other)
+    assert compared is not None
+    assert compared.p_value == pytest.approx(ttest_rel([*other.values()], [*one.values()]).pvalue, rel=1e-9)
 
 
 def test_contexts_that_only_one_has_are_left_out() -> None:
