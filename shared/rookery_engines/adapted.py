@@ -11,6 +11,7 @@ of a layer.
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -42,20 +43,28 @@ class _Factors:
     b_OR: Tensor
 
 
+class _Batch(threading.local):
+    """The one that a thread has answered."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[str, int]] = []
+        """An adapter's name, and how many texts in a row have it; none while no batch is answered."""
+        self.rows: Rows | None = None
+        """How its tokens lie, from the first layer on."""
+        self.stacked: dict[str, tuple[Tensor, Tensor] | None] = {}
+        """By layer, the factors of all runs: they stay the same while a batch is written, token by token."""
+        self.stacked_for: tuple[str, ...] = ()
+
+
 class AdaptedModel:
-    """A model and the adapters over it that are in memory. For one thread at a time."""
+    """A model and the adapters over it that are in memory. Threads may answer batches side by side."""
 
     def __init__(self, model: PreTrainedModel, *, max_adapters: int = 1) -> None:
         self.model, self.device, self.max_adapters = model, model.device, max_adapters
         self._loaded: OrderedDict[str, Mapping[str, _Factors]] = OrderedDict()
         self._hooked: set[str] = set()
-        self._runs: list[tuple[str, int]] = []
-        """Of the batch that is being answered: an adapter's name, and how many texts in a row have it."""
-        self._rows: Rows | None = None
-        """How its tokens lie, from the first layer on."""
-        self._stacked: dict[str, tuple[Tensor, Tensor] | None] = {}
-        """By layer, the factors of all runs: they stay the same while a batch is written, token by token."""
-        self._stacked_for: tuple[str, ...] = ()
+        self._loading = threading.Lock()
+        self._batch = _Batch()
 
     @property
     def loaded(self) -> list[str]:
@@ -64,6 +73,10 @@ class AdaptedModel:
 
     def load(self, adapters: Sequence[AdapterRef]) -> None:
         """All of them in memory, at most `max_adapters`; those used longest ago make room. Raises AdapterMismatch."""
+        with self._loading:
+            self._load(adapters)
+
+    def _load(self, adapters: Sequence[AdapterRef]) -> None:
         for adapter in adapters:
             if adapter.name in self._loaded:
                 self._loaded.move_to_end(adapter.name)
@@ -83,14 +96,15 @@ class AdaptedModel:
         """
         if not any(adapters):
             return self.model(**inputs)
-        self._runs = [(name, len([*group])) for name, group in groupby(adapters)]
-        names = tuple(name for name, _ in self._runs)
-        if names != self._stacked_for:
-            self._stacked, self._stacked_for = {}, names
+        batch = self._batch
+        batch.runs = [(name, len([*group])) for name, group in groupby(adapters)]
+        names = tuple(name for name, _ in batch.runs)
+        if names != batch.stacked_for:
+            batch.stacked, batch.stacked_for = {}, names
         try:
             return self.model(**inputs)
         finally:
-            self._runs, self._rows = [], None
+            batch.runs, batch.rows = [], None
 
     def _read(self, folder: Path) -> Mapping[str, _Factors]:
         config = LoraConfig.from_pretrained(str(folder))
@@ -107,28 +121,29 @@ class AdaptedModel:
         self._hooked |= layers
 
     def _change(self, layer: str, module: torch.nn.Linear, inputs: tuple[Tensor, ...], output_BTO: Tensor) -> Tensor:
-        if not self._runs:
+        batch = self._batch
+        if not batch.runs:
             return output_BTO
         x_BTI = inputs[0]
-        if self._rows is None:
-            lengths = [texts * x_BTI.shape[1] for _, texts in self._runs]
-            self._rows = rows_of(lengths, self.device, self.model.dtype)
-        if layer not in self._stacked:
-            self._stacked[layer] = self._stack(layer, module)
-        stacked = self._stacked[layer]
+        if batch.rows is None:
+            lengths = [texts * x_BTI.shape[1] for _, texts in batch.runs]
+            batch.rows = rows_of(lengths, self.device, self.model.dtype)
+        if layer not in batch.stacked:
+            batch.stacked[layer] = self._stack(layer, module, batch.stacked_for)
+        stacked = batch.stacked[layer]
         if stacked is None:
             return output_BTO
         a_GIR, b_GRO = stacked
-        rows = self._rows
+        rows = batch.rows
         h = rows.times(rows.take(x_BTI.flatten(0, 1)), rows.arrange(a_GIR))
         return output_BTO + rows.give(rows.times(h, rows.arrange(b_GRO))).view_as(output_BTO)
 
-    def _stack(self, layer: str, module: torch.nn.Linear) -> tuple[Tensor, Tensor] | None:
+    def _stack(self, layer: str, module: torch.nn.Linear, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
         """Every run's factors of a layer, zeros where it has none; None if no run has any.
 
         The rank is a multiple of 8, as kernels want it.
         """
-        own = [self._loaded[name].get(layer) if name else None for name in self._stacked_for]
+        own = [self._loaded[name].get(layer) if name else None for name in names]
         rank = -(-max((len(factors.a_RI) for factors in own if factors), default=0) // 8) * 8
         if not rank:
             return None

@@ -1,6 +1,7 @@
 """The transformers engine: one model in this process, on CPU or GPU, with LoRA adapters over it.
 
-All work on the model is done by one thread, a batch at a time; a batch holds requests of many adapters.
+All work on the model is given to it by one thread, a call after the other. A call's requests go in batches, which hold
+requests of many adapters; on a CPU two batches go side by side.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ from rookery_engines.types import (
     ModelIdentity,
 )
 from rookery_shared.types import Sampling
+from rookery_training.cores import Cores, most_side_by_side
 
 T = TypeVar("T")
 Request = GenerationRequest | LikelihoodRequest | AnswerRequest
@@ -56,6 +58,7 @@ class TransformersEngine:
         self._model = AdaptedModel(model, max_adapters=max_adapters)
         self._max_rows = max_rows or (ROWS_ON_GPU if model.device.type == "cuda" else ROWS_ON_CPU)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._cores = Cores()
         self._pad = pad_token(tokenizer)
         self._stop = stop_tokens(model, tokenizer)
         self._constraints = Constraints(tokenizer, vocabulary=model.config.vocab_size, stop=sorted(self._stop))
@@ -79,6 +82,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
+        self._cores.close()
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Generation, None]:
         loop, finished = asyncio.get_running_loop(), asyncio.Queue[Generation | None]()
@@ -86,8 +90,11 @@ class TransformersEngine:
 
         def work() -> None:
             try:
-                for generation in self._generate(requests, unwanted=cancelled.is_set):
-                    loop.call_soon_threadsafe(finished.put_nowait, generation)
+                self._generate(
+                    requests,
+                    deliver=lambda generation: loop.call_soon_threadsafe(finished.put_nowait, generation),
+                    unwanted=cancelled.is_set,
+                )
             finally:
                 loop.call_soon_threadsafe(finished.put_nowait, None)
 
@@ -135,37 +142,60 @@ class TransformersEngine:
     def _log_likelihoods(self, requests: Sequence[LikelihoodRequest], *, unwanted: Callable[[], bool]) -> list[float]:
         """0 for what is unwanted."""
         results = [0.0] * len(requests)
-        for indices in self._batches(requests):
-            if unwanted():
-                break
-            asked = [requests[i] for i in indices]
-            self._model.load(_named(asked))
-            scores = mean_log_likelihoods(self._model, [self._text(request) for request in asked], pad=self._pad)
-            for i, score in zip(indices, scores, strict=True):
-                results[i] = score
+        texts = [self._text(request) for request in requests]
+
+        def work(batches: Sequence[list[int]]) -> None:
+            for indices in batches:
+                if unwanted():
+                    return
+                self._model.load(_named([requests[i] for i in indices]))
+                scores = mean_log_likelihoods(self._model, [texts[i] for i in indices], pad=self._pad)
+                for i, score in zip(indices, scores, strict=True):
+                    results[i] = score
+
+        self._side_by_side(requests, work)
         return results
 
     def _answer(self, requests: Sequence[AnswerRequest], *, unwanted: Callable[[], bool]) -> list[Answer]:
         """Without an end or a likelihood for what is unwanted."""
-        drafts = Drafts(self._model, pad=self._pad, stop=self._stop, unwanted=unwanted)
         encoded = cache(self._texts.answer)  # the base is asked the same
         drafted = [self._draft(i, request, encoded) for i, request in enumerate(requests)]
         scores = [math.nan] * len(requests)
-        for indices in self._batches(requests):
-            if unwanted():
-                break
-            adapters = _named([requests[i] for i in indices])
-            if len(drafts.adapters | {adapter.name for adapter in adapters}) > self.max_adapters:
-                drafts.finish()
-            self._model.load(adapters)
-            read = drafts.read(*zip(*(drafted[i] for i in indices), strict=True))
-            for i, score in zip(indices, read, strict=True):
-                scores[i] = score
-        drafts.finish()
+
+        def work(batches: Sequence[list[int]]) -> None:
+            drafts = Drafts(self._model, pad=self._pad, stop=self._stop, unwanted=unwanted)
+            for indices in batches:
+                if unwanted():
+                    break
+                adapters = _named([requests[i] for i in indices])
+                if len(drafts.adapters | {adapter.name for adapter in adapters}) > self.max_adapters:
+                    drafts.finish()
+                self._model.load(adapters)
+                read = drafts.read(*zip(*(drafted[i] for i in indices), strict=True))
+                for i, score in zip(indices, read, strict=True):
+                    scores[i] = score
+            drafts.finish()
+
+        self._side_by_side(requests, work)
         return [
             Answer(text=self._texts.text(row.tokens), log_likelihood=score)
             for (row, _), score in zip(drafted, scores, strict=True)
         ]
+
+    def _side_by_side(self, requests: Sequence[Request], work: Callable[[Sequence[list[int]]], None]) -> None:
+        """The requests' batches, worked off on all cores.
+
+        Cores that share a small product wait for each other more than they gain, so each has batches of its own. If not
+        all adapters are kept at once, one batch after the other decides which are.
+        """
+        batches = [*self._batches(requests)]
+        adapters = _named(requests)
+        count = min(most_side_by_side(self._model.device), len(batches))
+        if count > 1 and len(adapters) <= self.max_adapters:
+            self._model.load(adapters)
+            self._cores.run([partial(work, batches[place::count]) for place in range(count)])
+        else:
+            work(batches)
 
     def _draft(
         self, index: int, request: AnswerRequest, encode: Callable[[str, str, int], tuple[list[int], list[int], int]]
@@ -175,21 +205,34 @@ class TransformersEngine:
         sampling = Sampling(temperature=0.0, max_new_tokens=tokens)
         return Row(index=index, prompt=prompt, sampling=sampling, seed=0, adapter=_name(request.adapter)), gold
 
-    def _generate(self, requests: Sequence[GenerationRequest], *, unwanted: Callable[[], bool]) -> Iterator[Generation]:
+    def _generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        deliver: Callable[[Generation], object],
+        unwanted: Callable[[], bool],
+    ) -> None:
         """Until they are `unwanted`, which is looked at before every token."""
-        for indices in self._batches(requests):
-            if unwanted():
-                return
-            rows = [self._row(i, requests[i]) for i in indices]
-            self._model.load(_named([requests[i] for i in indices]))
-            for row in decode(self._model, rows, pad=self._pad, stop=self._stop, unwanted=unwanted):
-                yield Generation(
-                    request=row.index,
-                    text=self._texts.text(row.tokens),
-                    finish=Finish.STOP if row.stopped else Finish.LENGTH,
-                    prompt_tokens=len(row.prompt),
-                    completion_tokens=len(row.tokens),
-                )
+        rows = [self._row(i, request) for i, request in enumerate(requests)]
+
+        def work(batches: Sequence[list[int]]) -> None:
+            for indices in batches:
+                if unwanted():
+                    return
+                self._model.load(_named([requests[i] for i in indices]))
+                batch = [rows[i] for i in indices]
+                for row in decode(self._model, batch, pad=self._pad, stop=self._stop, unwanted=unwanted):
+                    deliver(
+                        Generation(
+                            request=row.index,
+                            text=self._texts.text(row.tokens),
+                            finish=Finish.STOP if row.stopped else Finish.LENGTH,
+                            prompt_tokens=len(row.prompt),
+                            completion_tokens=len(row.tokens),
+                        )
+                    )
+
+        self._side_by_side(requests, work)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
         """Indices of requests that share a batch: those of one adapter together, no more adapters than are kept.

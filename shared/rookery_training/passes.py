@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -16,15 +16,14 @@ from torch import Tensor
 
 from rookery_training.bank import Bank, Layout
 from rookery_training.base import FrozenBase
+from rookery_training.cores import Cores, most_side_by_side
 from rookery_training.lora import AdaptedLayers, Dropout, Pass, dropout_keys
 from rookery_training.loss import frozen_head_loss
 from rookery_training.packing import Packed, Piece, pack
 from rookery_training.rows import rows_of
 
-SIDE_BY_SIDE = 2
-"""Passes at the same time on CPU, each on its share of the cores: a core that works on its own waits for nobody."""
 LEAST_TOKENS = 256
-"""Fewer are not worth a pass of their own."""
+"""Fewer are not worth a pass of their own, beside another on its share of the cores."""
 
 
 class Passes:
@@ -33,14 +32,14 @@ class Passes:
     def __init__(self, base: FrozenBase) -> None:
         self._base = base
         self._layers = AdaptedLayers()
-        self._others: ThreadPoolExecutor | None = None
+        self._cores: Cores | None = None
 
     @contextmanager
     def on(self, layout: Layout) -> Iterator[None]:
         """Hooks in place for a bank of this layout; the base as it was afterwards."""
         modules = {name: layer for _, name, layer in self._base.linear}
         with (
-            ThreadPoolExecutor(SIDE_BY_SIDE - 1) as self._others,
+            Cores() as self._cores,
             self._base.packed_attention(),
             self._layers.on([(site, modules[site.name]) for site in layout.sites]),
         ):
@@ -51,25 +50,11 @@ class Passes:
 
         The pieces are of consecutive slots. Raises torch's errors of memory, with part of the gradients added.
         """
-        cores, count = torch.get_num_threads(), 1
-        if self._base.device.type == "cpu":
-            count = min(SIDE_BY_SIDE, cores, sum(piece.tokens for piece in pieces) // LEAST_TOKENS)
-        first, *others = shares(pieces, max(1, count))
-        if not others:
-            return self._run(bank, first)
-        assert self._others is not None, "passes run while they are on"
-        each = cores // (1 + len(others))
-        running = [self._others.submit(self._run_beside, bank, share, each) for share in others]
-        try:
-            losses = self._run_beside(bank, first, each)
-        finally:
-            wait(running)
-            torch.set_num_threads(cores)
-        return losses + [loss for future in running for loss in future.result()]
-
-    def _run_beside(self, bank: Bank, pieces: Sequence[Piece], cores: int) -> list[float]:
-        torch.set_num_threads(cores)  # of this thread
-        return self._run(bank, pieces)
+        worth = sum(piece.tokens for piece in pieces) // LEAST_TOKENS
+        count = max(1, min(most_side_by_side(self._base.device), worth))
+        assert self._cores is not None, "passes run while they are on"
+        losses = self._cores.run([partial(self._run, bank, share) for share in shares(pieces, count)])
+        return [loss for share in losses for loss in share]
 
     def _run(self, bank: Bank, pieces: Sequence[Piece]) -> list[float]:
         packed = pack(pieces, device=self._base.device, dtype=self._base.dtype)

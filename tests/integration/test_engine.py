@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rookery_engines import decoding
+from rookery_engines.adapted import AdaptedModel
 from rookery_engines.models import ModelSource
 from rookery_engines.transformers import TransformersEngine
-from rookery_engines.types import AdapterRef, Finish, Generation, GenerationRequest, LikelihoodRequest
+from rookery_engines.types import AdapterRef, AnswerRequest, Finish, Generation, GenerationRequest, LikelihoodRequest
 from rookery_shared.errors import AdapterMismatch, AdapterRefused, ModelNotLoadable, PromptTooLong
 from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Sampling
 from rookery_training.batch import AdapterTask, BatchTrainer
@@ -98,6 +100,62 @@ def test_adapters_and_the_base_answer_side_by_side(
         assert texts[3 * i] == greedy(model, PROMPTS[0])
     assert len({texts[0], texts[3], texts[6]}) == 3
     assert [g.text for g in ask(engine, requests(GREEDY))] == texts[:3], "the base is as it was"
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[threading.Thread]]:
+    """The threads that ask the model, two of them."""
+    seen: list[threading.Thread] = []
+    ask = AdaptedModel.__call__
+
+    def listed(self: AdaptedModel, adapters: Sequence[str], **inputs: Any) -> Any:
+        seen.append(threading.current_thread())
+        return ask(self, adapters, **inputs)
+
+    monkeypatch.setattr(AdaptedModel, "__call__", listed)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield seen
+    assert torch.get_num_threads() == 2, "as it was before"
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kept", [2, 1], ids=["all adapters kept", "one at a time"])
+def test_batches_side_by_side_answer_as_one_after_the_other(
+    kept: int, adapters: list[AdapterRef], model_folder: Path, two_cores: list[threading.Thread]
+) -> None:
+    engine = TransformersEngine(ModelSource(source=str(model_folder)), max_rows=2, max_adapters=kept)
+    mixed = [r for adapter in (None, *adapters[:2]) for r in requests(DRAWN, adapter=adapter)]
+    golds = [LikelihoodRequest(prompt=r.prompt, completion="Norwick", adapter=r.adapter) for r in mixed]
+    asked = [AnswerRequest(prompt=r.prompt, gold="Norwick", max_new_tokens=12, adapter=r.adapter) for r in mixed]
+    texts = [generation.text for generation in ask(engine, mixed)]
+    scores = asyncio.run(engine.log_likelihoods(golds))
+    answers = asyncio.run(engine.answer(asked))
+    assert len({*two_cores}) == (2 if kept == 2 else 1)
+    alone = TransformersEngine(ModelSource(source=str(model_folder)), max_rows=2, max_adapters=2)
+    assert texts == [ask(alone, [request])[0].text for request in mixed]
+    assert scores == pytest.approx([asyncio.run(alone.log_likelihoods([gold]))[0] for gold in golds], abs=1e-4)
+    one_by_one = [asyncio.run(alone.answer([request]))[0] for request in asked]
+    assert [answer.text for answer in answers] == [answer.text for answer in one_by_one]
+    assert [a.log_likelihood for a in answers] == pytest.approx([a.log_likelihood for a in one_by_one], abs=1e-4)
+
+
+def test_an_error_in_one_of_two_batches_is_the_calls(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, two_cores: list[threading.Thread]
+) -> None:
+    engine = TransformersEngine(ModelSource(source=str(model_folder)), max_rows=1)
+    ask_model = AdaptedModel.__call__
+
+    def fail_beside(self: AdaptedModel, names: Sequence[str], **inputs: Any) -> Any:
+        if threading.current_thread().name.startswith("core"):
+            raise RuntimeError("out of luck")
+        return ask_model(self, names, **inputs)
+
+    monkeypatch.setattr(AdaptedModel, "__call__", fail_beside)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        ask(engine, requests(GREEDY))
+    monkeypatch.setattr(AdaptedModel, "__call__", ask_model)
+    assert len(ask(engine, requests(GREEDY))) == len(PROMPTS), "the next call finds it as it was"
 
 
 def test_prompts_that_begin_alike_are_answered_as_each_alone(

@@ -200,13 +200,13 @@ def pieces(adapters: int, tokens: int) -> Iterator[Piece]:
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[threading.Thread]]:
     """Passes run in two threads, which are listed as they do."""
     seen: list[threading.Thread] = []
-    run = passes.Passes._run_beside
+    run = passes.Passes._run
 
-    def listed(self: passes.Passes, bank: Bank, pieces: list[Piece], cores: int) -> list[float]:
+    def listed(self: passes.Passes, bank: Bank, pieces: list[Piece]) -> list[float]:
         seen.append(threading.current_thread())
-        return run(self, bank, pieces, cores)
+        return run(self, bank, pieces)
 
-    monkeypatch.setattr(passes.Passes, "_run_beside", listed)
+    monkeypatch.setattr(passes.Passes, "_run", listed)
     monkeypatch.setattr(passes, "LEAST_TOKENS", 16)
     before = torch.get_num_threads()
     torch.set_num_threads(2)

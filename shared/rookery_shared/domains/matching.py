@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 VERSION = "2"
 
@@ -132,16 +133,18 @@ def match(*, answer: str, gold: str, question: str = "") -> float:
     return float(any(_says(answer, reading, question) for reading in _readings(gold)))
 
 
-def read(text: str) -> list[Word]:
+@lru_cache(maxsize=4096)  # a gold answer and its question come again with every adapter
+def read(text: str) -> tuple[Word, ...]:
     """A text's words. Numbers in words become values, so that "two million" and "2,000,000" are one word each."""
     folded = unicodedata.normalize("NFKD", text.translate(_FOLD))
     plain = "".join(char for char in folded if not unicodedata.combining(char))
     tokens = _TOKEN.findall(_DOTTED.sub(r"\1", _NOT.sub(" not", _POSSESSIVE.sub("", plain))))
-    words, at = [], 0
+    words: list[Word] = []
+    at = 0
     while at < len(tokens):
         word, at = _read_word(tokens, at)
         words.append(word)
-    return words
+    return tuple(words)
 
 
 def _read_word(tokens: Sequence[str], at: int) -> tuple[Word, int]:
