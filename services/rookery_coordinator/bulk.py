@@ -24,6 +24,7 @@ def insert_new(session: Session) -> None:
     A flush looks after each of the rows and takes a statement for each table, PostgreSQL a message for each row. All in
     one statement, a batch of five small creates takes 7 ms of CPU instead of 13, measured side by side.
     """
+    assert not session.dirty, "what was changed would be let go of, too"
     rows: dict[Columns, list[dict[str, Any]]] = defaultdict(list)
     for added in session.new:
         mapper, there = inspect(type(added)), inspect(added).dict

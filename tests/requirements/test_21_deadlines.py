@@ -44,8 +44,8 @@ REMOVALS = [
     Removal(
         what="decoding stops at the next token",
         file="shared/rookery_engines/transformers.py",
-        old="rows, pad=self._pad, stop=self._stop, unwanted=unwanted)",
-        new="rows, pad=self._pad, stop=self._stop)",
+        old="batch, pad=self._pad, stop=self._stop, unwanted=unwanted)",
+        new="batch, pad=self._pad, stop=self._stop)",
         test="test_the_work_behind_a_call_ends_within_a_second[teacher-cancelled]",
     ),
     Removal(
