@@ -22,7 +22,8 @@ def insert_new(session: Session) -> None:
     """Write what was added to a session, and let go of all that the session holds.
 
     A flush looks after each of the rows and takes a statement for each table, PostgreSQL a message for each row. All in
-    one statement, a batch of five small creates takes 7 ms of CPU instead of 13, measured side by side.
+    one statement, a batch of five small creates takes 7 ms of CPU instead of 13, measured side by side. For a column of
+    JSON, None is NULL on PostgreSQL, where a flush writes JSON's null; rows that are created have neither.
     """
     assert not session.dirty, "what was changed would be let go of, too"
     rows: dict[Columns, list[dict[str, Any]]] = defaultdict(list)
