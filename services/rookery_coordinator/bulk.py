@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -29,7 +28,7 @@ def insert_new(session: Session) -> None:
     rows: dict[Columns, list[dict[str, Any]]] = defaultdict(list)
     for added in session.new:
         mapper, there = inspect(type(added)), inspect(added).dict
-        row = {column.key: there[column.key] for column in mapper.columns if column.key in there}
+        row = {own.key: there[own.key] for own in mapper.columns if own.key in there}
         rows[mapper.local_table, tuple(row)].append(row)
     session.expunge_all()
     shapes = sorted(rows, key=lambda shape: _ORDER[shape[0]])
@@ -42,7 +41,7 @@ def insert_new(session: Session) -> None:
 
 
 @lru_cache(maxsize=100)
-def _insert_at_once(shapes: Sequence[Columns]) -> Executable:
+def _insert_at_once(shapes: tuple[Columns, ...]) -> Executable:
     """Takes "rows": a list for each shape of its rows, each an object of its columns."""
     given = bindparam("rows", type_=JSON)
     inserts = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 from sqlalchemy import select
@@ -63,9 +63,10 @@ def plan_of(work: Work) -> Plan:
 
 def plan_to_row(plan: Plan) -> dict[str, Any]:
     """As `plan_of` reads it."""
-    if isinstance(plan, RunPlan):
-        return cast(dict[str, Any], _RUN_PLAN.dump_python(plan))
-    return cast(dict[str, Any], _ADAPTATION_PLAN.dump_python(plan))
+    row: dict[str, Any] = (
+        _RUN_PLAN.dump_python(plan) if isinstance(plan, RunPlan) else _ADAPTATION_PLAN.dump_python(plan)
+    )
+    return row
 
 
 def find_profile(session: Session, name: str, *, role: Role | None = None) -> tables.Profile:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -16,7 +15,7 @@ T = TypeVar("T")
 
 
 class Cores:
-    """The cores of one thread. Closed at the end of a `with`, or by `close`."""
+    """The cores of one thread."""
 
     def __init__(self) -> None:
         self._others = ThreadPoolExecutor(SIDE_BY_SIDE - 1, thread_name_prefix="core")
@@ -40,14 +39,6 @@ class Cores:
 
     def close(self) -> None:
         self._others.shutdown()
-
-    def __enter__(self) -> Cores:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _on(cores: int, work: Callable[[], T]) -> T:

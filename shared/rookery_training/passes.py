@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import groupby
 
@@ -39,7 +39,7 @@ class Passes:
         """Hooks in place for a bank of this layout; the base as it was afterwards."""
         modules = {name: layer for _, name, layer in self._base.linear}
         with (
-            Cores() as self._cores,
+            closing(Cores()) as self._cores,
             self._base.packed_attention(),
             self._layers.on([(site, modules[site.name]) for site in layout.sites]),
         ):

@@ -23,6 +23,7 @@ from rookery_engines.types import AdapterRef, AnswerRequest, Finish, Generation,
 from rookery_shared.errors import AdapterMismatch, AdapterRefused, ModelNotLoadable, PromptTooLong
 from rookery_shared.types import ALL_LINEAR, Example, LoraRecipe, Sampling
 from rookery_training.batch import AdapterTask, BatchTrainer
+from tests.cores import on_two_cores
 from tests.models import random_model, small_tokenizer
 
 PROMPTS = ["Where was Edda born?\n", "In which city does Otto Falley live, and why?\n", "A\n"]
@@ -105,19 +106,8 @@ def test_adapters_and_the_base_answer_side_by_side(
 @pytest.fixture
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[threading.Thread]]:
     """The threads that ask the model, two of them."""
-    seen: list[threading.Thread] = []
-    ask = AdaptedModel.__call__
-
-    def listed(self: AdaptedModel, adapters: Sequence[str], **inputs: Any) -> Any:
-        seen.append(threading.current_thread())
-        return ask(self, adapters, **inputs)
-
-    monkeypatch.setattr(AdaptedModel, "__call__", listed)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield seen
-    assert torch.get_num_threads() == 2, "as it was before"
-    torch.set_num_threads(before)
+    with on_two_cores(monkeypatch, AdaptedModel, "__call__") as seen:
+        yield seen
 
 
 @pytest.mark.parametrize("kept", [2, 1], ids=["all adapters kept", "one at a time"])

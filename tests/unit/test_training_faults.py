@@ -25,6 +25,7 @@ from rookery_training.loss import frozen_head_loss
 from rookery_training.memory import MemoryModel, allocation_peak, measure
 from rookery_training.packing import Piece
 from rookery_training.sequences import Tokens
+from tests.cores import on_two_cores
 from tests.models import random_model, small_tokenizer
 from tests.unit.test_batch_training import draw_task, furthest, train
 
@@ -199,20 +200,9 @@ def pieces(adapters: int, tokens: int) -> Iterator[Piece]:
 @pytest.fixture
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[threading.Thread]]:
     """Passes run in two threads, which are listed as they do."""
-    seen: list[threading.Thread] = []
-    run = passes.Passes._run
-
-    def listed(self: passes.Passes, bank: Bank, pieces: list[Piece]) -> list[float]:
-        seen.append(threading.current_thread())
-        return run(self, bank, pieces)
-
-    monkeypatch.setattr(passes.Passes, "_run", listed)
     monkeypatch.setattr(passes, "LEAST_TOKENS", 16)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield seen
-    assert torch.get_num_threads() == 2, "as it was before"
-    torch.set_num_threads(before)
+    with on_two_cores(monkeypatch, passes.Passes, "_run") as seen:
+        yield seen
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["activations kept", "computed twice"])
