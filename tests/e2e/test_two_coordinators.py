@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import func, select
 
 from rookery import Client
-from rookery.local.cluster import wait_until_serving
 from rookery.local.ports import free_port
 from rookery_coordinator.database import Database
 from rookery_coordinator.schema import migrate
@@ -44,7 +43,7 @@ class Pair:
     def start(self, number: int) -> ServerProcess:
         address, job_address = self.addresses[number]
         started = self._run(f"coordinator-{number}", "serve", ROOKERY_ADDRESS=address, ROOKERY_JOB_ADDRESS=job_address)
-        wait_until_serving(address)
+        started.wait_until_serving(address)
         return started
 
     def start_relay(self) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import urllib3
 from sqlalchemy import func, select, update
 
-from rookery.local.cluster import wait_until_serving
 from rookery.local.ports import free_port
 from rookery_coordinator import leases, submissions
 from rookery_coordinator.database import Database
@@ -189,7 +188,7 @@ def start_light(folder: Path, broker_url: str, **settings: Any) -> Iterator[Ligh
     light = Light(folder=folder, database=database, broker_url=broker_url, environment=environment)
     light.start("rookery_coordinator", "serve")
     try:
-        wait_until_serving(address)
+        light.coordinator.server.wait_until_serving(address)
         yield light
     finally:
         light.end_workers()

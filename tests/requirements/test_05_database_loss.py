@@ -15,7 +15,6 @@ import pytest
 from sqlalchemy import text
 
 from rookery.errors import from_rpc
-from rookery.local.cluster import wait_until_serving
 from rookery.local.ports import free_port
 from rookery.v1.model_service_pb2 import GetProfileRequest
 from rookery.v1.model_service_pb2_grpc import ModelServiceStub
@@ -149,7 +148,7 @@ def test_calls_are_answered_while_the_database_is_silent_and_after(proxied: tupl
         [sys.executable, "-m", "rookery_coordinator", "serve"], log=tmp_path / "coordinator.log", env=environment
     )
     try:
-        wait_until_serving(target)
+        server.wait_until_serving(target)
         with grpc.insecure_channel(target, options=[("grpc.enable_retries", 0)]) as channel:
             stub = ModelServiceStub(channel)
 

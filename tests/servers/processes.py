@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rookery.local.cluster import READY_SECONDS, DoesNotStart, wait_until_serving
+
 
 class ServerProcess:
     """A program in a process group of its own, so that nothing of it outlives the test."""
@@ -64,7 +66,18 @@ class ServerProcess:
                 time.sleep(0.1)
             else:
                 return
-        raise TimeoutError(f"nothing listens on {port}:\n{self._log.read_text()[-2000:]}")
+        raise TimeoutError(f"nothing listens on {port}:\n{self._last_words()}")
+
+    def wait_until_serving(self, target: str, *, seconds: float = READY_SECONDS) -> None:
+        """Until its gRPC health says so. Raises TimeoutError, with the end of its log."""
+        try:
+            wait_until_serving(target, seconds=seconds)
+        except DoesNotStart as error:
+            left = "runs" if self.alive else f"has ended with {self._process.returncode}"
+            raise TimeoutError(f"{error}; it {left}:\n{self._last_words()}") from error
+
+    def _last_words(self) -> str:
+        return self._log.read_text()[-2000:]
 
 
 class Server(abc.ABC):
