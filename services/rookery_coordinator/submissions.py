@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -33,16 +32,6 @@ def repeated(session: Session, request_id: str) -> str | None:
         return None
     request = session.get(Request, request_id)
     return request.resource if request else None
-
-
-def all_repeated(session: Session, request_ids: Sequence[str]) -> dict[str, str]:
-    """As `repeated`, for many: the resources of those that there were, by their ids."""
-    asked = [id_ for id_ in request_ids if id_]
-    if not asked:
-        return {}
-    requests = Request.__table__  # the ORM's own work would take half as long again
-    query = select(requests.c.id, requests.c.resource).where(requests.c.id.in_(asked))
-    return {row.id: row.resource for row in session.connection().execute(query)}
 
 
 def remember(session: Session, request_id: str, resource: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from rookery_coordinator import tables
@@ -22,6 +22,7 @@ _RUN_PLAN = TypeAdapter(RunPlan)
 _ADAPTATION_PLAN = TypeAdapter(AdaptationPlan)
 _LIMITS = TypeAdapter(Limits)
 _TRAINING = TypeAdapter(TrainingRecord)
+_PROFILES = select(tables.Profile.__table__).where(tables.Profile.name.in_(bindparam("names", expanding=True)))
 
 Work = tables.Run | tables.Adaptation
 Plan = RunPlan | AdaptationPlan
@@ -71,21 +72,25 @@ def plan_to_row(plan: Plan) -> dict[str, Any]:
 
 def find_profile(session: Session, name: str, *, role: Role | None = None) -> tables.Profile:
     """Raises UnknownProfile, also for a profile of another role."""
-    profile = find_profiles(session, [name]).get(name)
+    profile = _copied_profiles(session).get(name) or session.get(tables.Profile, name)
     if profile is None or (role is not None and profile.role != role):
         what = f"{role.value} profile" if role else "profile"
         raise UnknownProfile(f"there is no {what} {name!r}", name=name)
     return profile
 
 
-def find_profiles(session: Session, names: Sequence[str]) -> Mapping[str, tables.Profile]:
-    """Those that there are, and others that this session has looked for: it reads each once."""
-    found: dict[str, tables.Profile] = session.info.setdefault("profiles", {})
-    missing = [name for name in names if name not in found]
+def copy_profiles(session: Session, names: Sequence[str]) -> None:
+    """Have `find_profile` find copies of those that there are: read at once and without the ORM, to be read only."""
+    copies = _copied_profiles(session)
+    missing = [name for name in names if name not in copies]
     if missing:
-        query = select(tables.Profile).where(tables.Profile.name.in_(missing))
-        found.update((profile.name, profile) for profile in session.scalars(query))
-    return found
+        rows = session.connection().execute(_PROFILES, {"names": missing})
+        copies.update((row.name, tables.Profile(**row._mapping)) for row in rows)
+
+
+def _copied_profiles(session: Session) -> dict[str, tables.Profile]:
+    copies: dict[str, tables.Profile] = session.info.setdefault("copied profiles", {})
+    return copies
 
 
 def limits_of(profile: tables.Profile) -> Limits:

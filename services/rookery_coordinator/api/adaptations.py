@@ -17,7 +17,7 @@ from rookery_coordinator.api.requests import adaptation_plan_from_proto
 from rookery_coordinator.api.watching import Feed
 from rookery_coordinator.tables import Adaptation
 from rookery_coordinator.types import State
-from rookery_coordinator.works import find_adaptation, find_profiles
+from rookery_coordinator.works import copy_profiles, find_adaptation
 from rookery_shared.rpc.server import RpcContext
 from rookery_shared.wire import context_from_proto
 
@@ -31,7 +31,7 @@ class AdaptationApi(AdaptationServiceServicer):
     async def CreateAdaptation(self, request: pb.CreateAdaptationRequest, context: RpcContext) -> pb.Adaptation:
         def make(session: Session) -> tuple[str, pb.Adaptation]:
             asked = request.adaptation
-            find_profiles(session, [asked.teacher, asked.student])  # both at once
+            copy_profiles(session, [asked.teacher, asked.student])
             plan = adaptation_plan_from_proto(session, asked)
             taught = context_from_proto(asked.context)
             adaptation = submissions.create_adaptation(

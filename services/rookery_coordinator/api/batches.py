@@ -59,7 +59,7 @@ class Batches(Generic[T]):
             except DatabaseUnavailable as error:
                 for asked in batch:
                     _settle(asked, error)
-            except Exception as error:  # of any of them
+            except Exception as error:  # of any of them, perhaps one that was made before
                 get_logger().info("creates are repeated one by one", creates=len(batch), error=type(error).__name__)
                 await asyncio.gather(*(asyncio.create_task(self._alone(a), context=a.context) for a in batch))
             else:
@@ -74,28 +74,29 @@ class Batches(Generic[T]):
 
 
 def _make_all(session: Session, batch: list[_Asked[T]]) -> list[T | RookeryError]:
-    """An answer for each."""
+    """An answer for each.
+
+    Nobody looks whether requests were made before: few were, and their ids are unique. Of those that were, at whatever
+    time, this raises IntegrityError, or _ComesTwice if they would be refused now.
+    """
     answers: list[T | RookeryError] = []
-    made = submissions.all_repeated(session, [asked.request_id for asked in batch])
     with session.no_autoflush:
         for asked in batch:
-            if asked.request_id in made:
-                raise _ComesTwice
             try:
                 name, shown = asked.context.run(asked.make, session)
             except RookeryError as error:
+                if submissions.repeated(session, asked.request_id) is not None:
+                    raise _ComesTwice from error
                 answers.append(error)
                 continue
             submissions.remember(session, asked.request_id, name)
             answers.append(shown)
-            if asked.request_id:
-                made[asked.request_id] = name
         insert_new(session)
     return answers
 
 
 class _ComesTwice(Exception):
-    """The whole batch is then repeated one by one."""
+    """It has a resource already."""
 
 
 def _settle(asked: _Asked[T], answer: T | Exception) -> None:
