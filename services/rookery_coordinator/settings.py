@@ -23,6 +23,7 @@ class CoordinatorSettings(ServiceSettings, ServerSettings, StoreSettings):
     tls_certificate: Path = Path("/etc/rookery/tls/tls.crt")
     """The chain that it shows there, as PEM. One that is renewed is shown to whoever connects next."""
     tls_key: Path = Path("/etc/rookery/tls/tls.key")
+    """Of the certificate, as PEM."""
     job_address: str = "0.0.0.0:7071"
     """Where the internal API for workers listens."""
     lease_seconds: float = 30.0

@@ -55,7 +55,10 @@ Item = TypeVar("Item")
 
 
 class Client:
-    """A connection to a coordinator at `host:port`. Close it, or use it in a `with` block."""
+    """A connection to a coordinator at `host:port`, or over TLS at `https://host:port`.
+
+    Close it, or use it in a `with` block.
+    """
 
     def __init__(self, target: str = "localhost:7070") -> None:
         self._channel = open_channel(target)

@@ -61,7 +61,7 @@ _CHANNEL_OPTIONS = (
 
 
 def open_channel(target: str) -> grpc.Channel:
-    """A channel to `host:port`, `ipv4:one:port,other:port`, `dns:///name:port` or `unix:path`; or, over TLS, to
+    """A channel to `host:port`, `ipv4:10.0.0.1:port,10.0.0.2:port`, `dns:///name:port` or `unix:path`; or, over TLS, to
     `https://host` or `https://host:port`, trusting the certificates in gRPC's own GRPC_DEFAULT_SSL_ROOTS_FILE_PATH.
 
     Connects when it is first used. Calls go to all servers behind it in turn, and carry the caller's trace.

@@ -14,7 +14,7 @@ Server = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Folder = Annotated[Path, typer.Option(help="Where all state is kept.")]
 Seed = Annotated[int, typer.Option(help="Every random draw follows from it.")]
-Rank = Annotated[Optional[int], typer.Option(help="Rank of the student's adapters.")]  # noqa: UP045  # typer reads it
+Rank = Annotated[Optional[int], typer.Option(help="Rank of the student's adapters; alpha is twice that.")]  # noqa: UP045  # typer reads it
 Epochs = Annotated[Optional[int], typer.Option(help="Passes over the training sequences.")]  # noqa: UP045
 Rate = Annotated[Optional[float], typer.Option(help="Learning rate of the student.")]  # noqa: UP045
 Targets = Annotated[

@@ -66,7 +66,10 @@ def quickstart(
         print_json(as_dict(run))
         return
     console.print(f"{duration(seconds)} in all. {folder}/report.json and {folder}/report.svg have the figures.")
-    console.print("Next: `rookery up` in one terminal, `rookery adapt --passage FILE` in another.", highlight=False)
+    console.print(
+        "Next: `rookery up` in one terminal, `rookery adapt --passage FILE --questions FILE` in another.",
+        highlight=False,
+    )
 
 
 @contextmanager

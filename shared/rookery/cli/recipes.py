@@ -71,7 +71,7 @@ def student_recipe(
     batch_size: int | None,
     max_steps: int | None,
 ) -> Recipe:
-    """What is None is left to the server's default. Alpha is twice the rank, as in SEAL."""
+    """What is None is left to the server's default. Alpha is twice the rank, as SEAL's for texts."""
     recipe = Recipe(targets=targets or [])
     if rank is not None:
         recipe.rank, recipe.alpha = rank, 2 * rank

@@ -45,4 +45,6 @@ def require_local() -> None:
     """Raises NotInstalled if a package that the services need is missing."""
     missing = [name for name in ("celery", "grpc_health", "sqlalchemy", "torch") if find_spec(name) is None]
     if missing:
-        raise NotInstalled(f"{', '.join(missing)} missing; `pip install rookery[local]` has all services")
+        raise NotInstalled(
+            f"{', '.join(missing)} missing; `pip install '.[local]'` in Rookery's folder has all services"
+        )

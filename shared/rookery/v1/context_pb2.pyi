@@ -38,8 +38,8 @@ class Context(_message.Message):
     """
     @_builtins.property
     def questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Question]:
-        """Optional. Questions that are asked without the passage; for an adaptation without any, the teacher writes some. In the
-        domain "few_shot" at least one: inputs that the task is tested with, and their outputs.
+        """Optional. Questions that are asked without the passage; to an adaptation or a run's train context without any the
+        teacher writes some. In the domain "few_shot" at least one: inputs that the task is tested with, and their outputs.
         """
 
     @_builtins.property

@@ -28,7 +28,7 @@ class Measurement(_message.Message):
     STANDARD_ERROR_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Output only. What was measured, such as "self-edits after round 1"."""
+    """Output only. What was measured, such as "after round 1"."""
     mean: _builtins.float
     """Output only. The mean over contexts of each context's mean score."""
     standard_error: _builtins.float

@@ -63,7 +63,9 @@ class Run(_message.Message):
 
     @_builtins.property
     def test_contexts(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.Context]:
-        """Input only. Contexts to measure on, before and after every round. Nothing is chosen on them. Each needs a question."""
+        """Input only. Contexts to measure on, before the first round and after those that `test_every` says. Nothing is
+        chosen on them. Each needs a question.
+        """
 
     @_builtins.property
     def plan(self) -> Global___RunPlan:
@@ -221,7 +223,7 @@ class RunPlan(_message.Message):
     rounds: _builtins.int
     """Optional. Rounds of training. Range 0-100; 0 only measures. Default 2."""
     style: _builtins.str
-    """Optional. Which of the domain's prompts the teacher gets. Default "implications"."""
+    """Optional. Which of the domain's prompts the teacher gets. Default "implications"; in "few_shot" "configuration"."""
     self_edits: _builtins.int
     """Optional. Self-edits per training context, k. Range 1-64; default 5."""
     seeds: _builtins.int
@@ -229,7 +231,7 @@ class RunPlan(_message.Message):
     test_self_edits: _builtins.int
     """Optional. Self-edits per test context. Range 1-64; default 2."""
     reward: _recipe_pb2.Grader.ValueType
-    """Optional. What pays. Default GRADER_LOGLIK."""
+    """Optional. What pays. Default GRADER_LOGLIK; in "few_shot" GRADER_EXACT."""
     keep_without_gain: _builtins.bool
     """Optional. Keep the best self-edit of a context even if it does not beat the unadapted student, as the reference does.
     ReST-EM only.
@@ -262,7 +264,10 @@ class RunPlan(_message.Message):
 
     @_builtins.property
     def student_recipe(self) -> _recipe_pb2.LoraRecipe:
-        """Optional. How students are trained. Defaults: rank 32, alpha 64, q_proj and v_proj, 10 epochs, rate 1e-3, batch 1."""
+        """Optional. How students are trained. Defaults in "knowledge": rank 32, alpha 64, q_proj and v_proj, 10 epochs, rate
+        1e-3, batch 1. In "few_shot" rank 128,
+        alpha 16, q_proj, v_proj, gate_proj, up_proj and down_proj, 2 epochs, rate 1e-4, batch 2.
+        """
 
     @_builtins.property
     def teacher_recipe(self) -> _recipe_pb2.LoraRecipe:

@@ -69,7 +69,7 @@ class GenerateSelfEditsRequest(_message.Message):
     domain: _builtins.str
     """Optional. The domain. Default "knowledge"."""
     style: _builtins.str
-    """Optional. Which of the domain's prompts. Default "implications"."""
+    """Optional. Which of the domain's prompts. Default "implications"; in "few_shot" "configuration"."""
     redraws: _builtins.int
     """Optional. How often a text that is blank, or that its context has already, is drawn again, with a seed that follows
     from its own. Range 0-16; default 0.
