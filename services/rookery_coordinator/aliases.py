@@ -111,7 +111,7 @@ def _require_gain(session: Session, adapter: Adapter) -> None:
 
 def _lock(session: Session, profile: str) -> None:
     """Serialise the moves of a profile's aliases."""
-    session.execute(select(Profile.name).where(Profile.name == profile).with_for_update())
+    session.execute(select(Profile.name).where(Profile.name == profile).with_for_update(key_share=True))
 
 
 def _check_alias(alias: str) -> None:

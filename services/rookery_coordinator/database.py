@@ -18,14 +18,14 @@ from psycopg import Connection as PsycopgConnection
 from psycopg import Error as PsycopgError
 from sqlalchemy import Engine, Float, create_engine, event
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from rookery_shared.errors import DatabaseUnavailable
+from rookery_shared.errors import DatabaseUnavailable, NotStorable
 
 _PATIENCE = 30.0
 """Seconds to wait for another's lock on an SQLite file."""
@@ -93,9 +93,14 @@ def when_committed(session: Session, action: Callable[[], None]) -> None:
 
 @contextmanager
 def _reachable() -> Iterator[None]:
-    """What the driver raises when it cannot reach the database, or when that has no time for us, as one error."""
+    """What the driver raises when it cannot reach the database, or when that has no time for us, as one error.
+
+    What the database cannot keep, as another.
+    """
     try:
         yield
+    except DataError as error:
+        raise NotStorable(f"the database cannot keep this: {str(error.orig).splitlines()[0]}") from error
     except (DBAPIError, PoolTimeout) as error:
         if isinstance(error, DBAPIError) and not _is_out_of_reach(error):
             raise

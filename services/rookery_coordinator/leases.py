@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, func, insert, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from rookery.tracing import current_trace
@@ -206,15 +206,11 @@ def unhold(session: Session, parent: str) -> None:
 
 def cancel_open(session: Session, parent: str) -> None:
     """Cancel the jobs of a parent that have not ended. Their workers learn of it at the next heartbeat."""
-    query = select(Job.id, Job.state).where(Job.parent == parent, Job.state.in_(OPEN_JOB_STATES)).with_for_update()
-    jobs = session.execute(query).all()
-    for state, count in Counter(state for _, state in jobs).items():
+    are_open = (Job.parent == parent, Job.state.in_(OPEN_JOB_STATES))
+    states = session.scalars(select(Job.state).where(*are_open).with_for_update()).all()
+    for state, count in Counter(states).items():
         _count(session, state, JobState.CANCELLED, count)
-    session.execute(
-        update(Job)
-        .where(Job.id.in_([id_ for id_, _ in jobs]))
-        .values(state=JobState.CANCELLED, lease_until=None, end_time=now())
-    )
+    session.execute(update(Job).where(*are_open).values(state=JobState.CANCELLED, lease_until=None, end_time=now()))
 
 
 def expired(session: Session) -> list[str]:
@@ -239,7 +235,8 @@ def announce_forgotten(session: Session, *, after_seconds: float) -> int:
     second message for the same epoch does no harm. Two signs of a loss, both of them this long ago:
 
     - The job's queue has seen no claim since. Some of its jobs are announced: if they are claimed, the next sign tells
-      of the rest.
+      of the rest. They are its youngest, so that if nothing is lost, and only nobody had the time, they are claimed
+      last and tell nothing; and while others of its jobs run, which may take long, it is one.
     - The job was overtaken: of its queue, one that was queued after it has been claimed. Queues keep their order.
     """
     threshold = now() - after_seconds
@@ -250,10 +247,11 @@ def announce_forgotten(session: Session, *, after_seconds: float) -> int:
     )
     announced = 0
     for queue in session.scalars(select(Job.queue).where(*waiting).distinct()).all():
-        oldest = select(Job.id).where(*waiting, Job.queue == queue).order_by(Job.queue_time)
+        there = select(Job.id).where(*waiting, Job.queue == queue)
         if session.scalar(_is_quiet(queue, since=threshold)):
-            lost = oldest.limit(PROBES)
+            lost = there.order_by(Job.queue_time.desc()).limit(1 if session.scalar(_is_busy(queue)) else PROBES)
         else:
+            oldest = there.order_by(Job.queue_time)
             claimed = session.scalar(_last_claimed(queue, before=threshold, since=threshold - 2 * after_seconds)) or 0.0
             lost = oldest.where(Job.queue_time < claimed).limit(AT_ONCE)
         announced += _announce_again(session, Job.id.in_(session.scalars(lost.with_for_update(skip_locked=True)).all()))
@@ -268,6 +266,12 @@ def _is_quiet(queue: str, *, since: ColumnElement[float]) -> Select[Any]:
     return select(~seen.exists())
 
 
+def _is_busy(queue: str) -> Select[Any]:
+    """Some of its jobs run."""
+    running = select(Job.id).where(Job.queue == queue, Job.state == JobState.RUNNING, Job.lease_until > now())
+    return select(running.exists())
+
+
 def _last_claimed(queue: str, *, before: ColumnElement[float], since: ColumnElement[float]) -> Select[Any]:
     """When the youngest of the jobs that were claimed in a window of time had been queued."""
     return select(func.max(Job.queue_time)).where(
@@ -276,8 +280,9 @@ def _last_claimed(queue: str, *, before: ColumnElement[float], since: ColumnElem
 
 
 def _announce_again(session: Session, *which: ColumnElement[bool]) -> int:
-    """Queue jobs from now on, in the order in which they were. Returns how many."""
-    columns = select(Job.id, Job.epoch, Job.queue, Job.trace, now()).where(*which).order_by(Job.queue_time)
+    """Queue jobs from now on, in the order in which they were, none before another. Returns how many."""
+    at = session.scalar(select(now())) or 0.0
+    columns = select(Job.id, Job.epoch, Job.queue, Job.trace, literal(at)).where(*which).order_by(Job.queue_time)
     session.execute(insert(Outbox).from_select(["job", "epoch", "queue", "trace", "not_before"], columns))
-    queued = session.execute(update(Job).where(*which).values(state=JobState.QUEUED, queue_time=now()))
+    queued = session.execute(update(Job).where(*which).values(state=JobState.QUEUED, queue_time=at))
     return queued.rowcount  # type: ignore[attr-defined, no-any-return]  # as above

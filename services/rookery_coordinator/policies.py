@@ -71,7 +71,10 @@ def adopt_if_better(session: Session, run: Run) -> None:
 
 
 def next_version(session: Session, profile: Profile) -> int:
-    """The number of a teacher's next policy. Locks the profile, so that two runs do not take the same."""
-    session.execute(select(Profile.name).where(Profile.name == profile.name).with_for_update())
+    """The number of a teacher's next policy. Locks the profile, so that two runs do not take the same.
+
+    Rows that name the profile are added all the same.
+    """
+    session.execute(select(Profile.name).where(Profile.name == profile.name).with_for_update(key_share=True))
     last: int = session.scalar(select(func.max(Policy.version)).where(Policy.profile == profile.name)) or 0
     return last + 1

@@ -41,11 +41,12 @@ class Relay:
         """One batch. Returns how many were sent; 0 also while the broker is down, which is logged once.
 
         No transaction is open while the broker is talked to: it may take its time, and others must write meanwhile.
+        What the broker refuses stays taken until its time is over, and holds nothing up.
         """
         taken = self._take()
-        sent = self._send(taken)
+        sent, refused = self._send(taken)
         if taken:
-            self._put_down(sent, [message.id for message in taken if message.id not in sent])
+            self._put_down(sent, [message.id for message in taken if message.id not in sent | refused])
         return len(sent)
 
     def _take(self) -> list[_Message]:
@@ -68,22 +69,27 @@ class Relay:
             _Message(id=row.id, job=row.job, epoch=row.epoch, queue=row.queue, trace=row.trace) for row in sorted(rows)
         ]
 
-    def _send(self, messages: Sequence[_Message]) -> set[int]:
-        """The ids of those that the broker has."""
+    def _send(self, messages: Sequence[_Message]) -> tuple[set[int], set[int]]:
+        """The ids of those that the broker has, and of those that it refused."""
         sent: set[int] = set()
-        try:
-            for message in messages:
-                fault_point(Point.RELAYING)
+        refused: set[int] = set()
+        for message in messages:
+            fault_point(Point.RELAYING)
+            try:
                 announce(self._app, queue=message.queue, job=message.job, epoch=message.epoch, trace=message.trace)
-                fault_point(Point.RELAYED)
-                sent.add(message.id)
-        except (OperationalError, OSError) as error:
-            if not self._broker_is_down:
-                get_logger().warning("broker is down; messages wait in the outbox", error=str(error))
-            self._broker_is_down = True
-        else:
-            self._broker_is_down = False
-        return sent
+            except (OperationalError, OSError) as error:
+                if not self._broker_is_down:
+                    get_logger().warning("broker is down; messages wait in the outbox", error=str(error))
+                self._broker_is_down = True
+                return sent, refused
+            except Exception:  # such as a queue of that name with other arguments
+                get_logger().exception("the broker refuses a message", queue=message.queue, job=message.job)
+                refused.add(message.id)
+                continue
+            fault_point(Point.RELAYED)
+            sent.add(message.id)
+        self._broker_is_down = False
+        return sent, refused
 
     def _put_down(self, sent: set[int], left: Sequence[int]) -> None:
         with self._database.write() as session:

@@ -65,6 +65,8 @@ LOWEST_SCORE = 0.0
 QUESTION_ATTEMPTS = 4
 """Texts that the teacher writes to find questions for a context without any."""
 MAX_WRITTEN_QUESTIONS = 10
+_AT_ONCE = 1_000
+"""Values of a statement's list: databases have their limits."""
 
 
 # --- starting --------------------------------------------------------------------------------------------------------
@@ -281,9 +283,12 @@ def _plan_trials(session: Session, work: Work, round_: Round, asked: Sequence[tu
 
 def _stored_adapters(session: Session, recipes: set[str]) -> dict[str, Adapter]:
     """By recipe; locked, so that none expires before it is known to be in use."""
-    query = select(Adapter).where(Adapter.recipe.in_(recipes)).order_by(Adapter.create_time)
-    found = session.scalars(query.with_for_update(read=True))
-    return {adapter.recipe: adapter for adapter in found if adapter.recipe is not None}
+    found: dict[str, Adapter] = {}
+    for some in _chunks(sorted(recipes), _AT_ONCE):
+        query = select(Adapter).where(Adapter.recipe.in_(some)).order_by(Adapter.create_time)
+        adapters = session.scalars(query.with_for_update(read=True))
+        found.update((adapter.recipe, adapter) for adapter in adapters if adapter.recipe is not None)
+    return found
 
 
 def _set_trained(trial: Trial, adapter: Adapter) -> None:
@@ -378,6 +383,7 @@ def apply_improved(session: Session, job: Job, trained: TrainedAdapter) -> None:
     """Make the new adapter the next version of the teacher."""
     work, round_ = _work_of(session, job)
     teacher, rank = find_profile(session, work.teacher), plan_of(work).teacher_recipe.rank  # type: ignore[union-attr]  # only runs improve
+    version = next_version(session, teacher)  # locks the teacher, as the adapter's row does in part
     session.add(
         Adapter(
             name=trained.name,
@@ -390,7 +396,6 @@ def apply_improved(session: Session, job: Job, trained: TrainedAdapter) -> None:
             training=asdict(trained.training),
         )
     )
-    version = next_version(session, teacher)
     session.add(Policy(profile=teacher.name, version=version, adapter=trained.name, run=work.name))
     round_.next_policy = version
     name = policy_name(teacher.name, version)

@@ -21,9 +21,17 @@ from rookery_shared.errors import EngineCannot, InvalidField, NameTaken, Passage
 from rookery_shared.types import REMOTE_ENGINE, Context, LoraRecipe
 
 MAX_TITLE_CHARACTERS = 512
+MAX_REQUEST_ID_CHARACTERS = 200
 MAX_CONTEXTS = 10_000
 RACING_SEEDS = 3
 """The fewest with which racing differs from fixed seeds: the first two trials go to every self-edit."""
+
+
+def check_request_id(request_id: str) -> None:
+    """Raises InvalidField for one that cannot be remembered."""
+    if len(request_id) > MAX_REQUEST_ID_CHARACTERS or "\0" in request_id:
+        rule = f"at most {MAX_REQUEST_ID_CHARACTERS} characters, none of them NUL"
+        raise InvalidField(f"request_id must have {rule}", field="request_id")
 
 
 def repeated(session: Session, request_id: str) -> str | None:
@@ -66,11 +74,11 @@ def create_profile(
         active_policy=0,
     )
     session.add(profile)
-    session.flush()
-    if role is Role.TEACHER:
-        session.add(Policy(profile=name, version=0))
-    audit(session, "profile created", name, source=source, revision=revision)
     try:
+        session.flush()
+        if role is Role.TEACHER:
+            session.add(Policy(profile=name, version=0))
+        audit(session, "profile created", name, source=source, revision=revision)
         session.flush()
     except IntegrityError:
         raise NameTaken(f"there is a profile {name} already", name=name) from None
@@ -174,6 +182,7 @@ def check_context(context: Context, domain: Domain, *, limits: Limits, field: st
         raise InvalidField(f"{field}.title is empty", field=f"{field}.title")
     if len(context.title) > MAX_TITLE_CHARACTERS:
         raise InvalidField(f"{field}.title is over {MAX_TITLE_CHARACTERS} characters", field=f"{field}.title")
+    _check_characters(context, field=field)
     domain.check(context, field=field)
     _check_length(context.passage, limits, field=f"{field}.passage")
     shown = "".join(d.input + d.output for d in context.demonstrations)
@@ -184,6 +193,14 @@ def check_context(context: Context, domain: Domain, *, limits: Limits, field: st
         if not question.question.strip() or not question.answer.strip():
             name = f"{field}.questions[{position}]"
             raise InvalidField(f"{name} lacks its question or its answer", field=name)
+
+
+def _check_characters(context: Context, *, field: str) -> None:
+    """PostgreSQL keeps all characters but one."""
+    shown = [text for each in context.demonstrations for text in (each.input, each.output)]
+    asked = [text for each in context.questions for text in (each.question, each.answer)]
+    if any("\0" in text for text in (context.title, context.passage, *shown, *asked)):
+        raise InvalidField(f"{field} has a NUL character", field=field)
 
 
 def _check_reward(domain: str, reward: str, *, field: str) -> None:

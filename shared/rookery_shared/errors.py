@@ -16,6 +16,13 @@ class InvalidField(RookeryError):
     reason = "INVALID_FIELD"
 
 
+class NotStorable(RookeryError):
+    """The database has no place for a value of the request: a number too large, a name too long, a NUL character."""
+
+    code = StatusCode.INVALID_ARGUMENT
+    reason = "NOT_STORABLE"
+
+
 class EmptyPassage(RookeryError):
     """A context without a passage; `field` names it."""
 
@@ -132,6 +139,7 @@ class DatabaseUnavailable(RookeryError):
 
     code = StatusCode.UNAVAILABLE
     reason = "DATABASE_UNAVAILABLE"
+    retry_seconds = 0.5
 
 
 class MigrationBlocked(RookeryError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
@@ -104,8 +105,8 @@ def recipe_from_proto(message: recipe_pb2.LoraRecipe, *, default: LoraRecipe, fi
     _require(1 <= recipe.epochs <= 1000, f"{field}.epochs", "in [1, 1000]")
     _require(0 < recipe.learning_rate <= 1, f"{field}.learning_rate", "in (0, 1]")
     _require(recipe.gradient_accumulation >= 1, f"{field}.gradient_accumulation", "at least 1")
-    _require(recipe.max_gradient_norm >= 0, f"{field}.max_gradient_norm", "at least 0")
-    _require(recipe.weight_decay >= 0, f"{field}.weight_decay", "at least 0")
+    _require(0 <= recipe.max_gradient_norm < math.inf, f"{field}.max_gradient_norm", "at least 0, and finite")
+    _require(0 <= recipe.weight_decay <= 1, f"{field}.weight_decay", "in [0, 1]")
     _require(recipe.reference_padding <= 65_536, f"{field}.reference_padding", "at most 65,536")
     _require(16 <= recipe.max_tokens <= 65_536, f"{field}.max_tokens", "in [16, 65,536]")
     _require(recipe.max_steps <= 1_000_000, f"{field}.max_steps", "at most 1,000,000")

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, func, select, text, update
 
-from rookery.internal.v1.job_service_pb2 import ClaimResponse
+from rookery.internal.v1.job_service_pb2 import ClaimResponse, CompleteRequest, Generated
 from rookery_coordinator import outcomes, report, rounds
+from rookery_coordinator.api.base import Units
+from rookery_coordinator.api.jobs import JobApi
 from rookery_coordinator.api.messages import progress_message
 from rookery_coordinator.api.work import fill_work
 from rookery_coordinator.database import Database, now
 from rookery_coordinator.events import events_after
 from rookery_coordinator.leftovers import Leftovers
-from rookery_coordinator.policies import active_recipe, set_active
+from rookery_coordinator.policies import active_recipe, next_version, set_active
 from rookery_coordinator.reaper import Reaper
+from rookery_coordinator.submissions import create_adaptation
 from rookery_coordinator.tables import (
     Adaptation,
     Adapter,
@@ -38,6 +44,7 @@ from rookery_coordinator.tables import (
 )
 from rookery_coordinator.types import (
     GRPO_RECIPE,
+    AdaptationPlan,
     Failure,
     Grpo,
     JobKind,
@@ -52,7 +59,7 @@ from rookery_coordinator.types import (
     State,
     TrialState,
 )
-from rookery_coordinator.works import find_run, find_work, plan_of
+from rookery_coordinator.works import find_profile, find_run, find_work, plan_of
 from rookery_shared.errors import InvalidField, JobNotQueued, StaleEpoch
 from rookery_shared.store.local import LocalStore
 from rookery_shared.types import Context as TaughtContext
@@ -789,3 +796,47 @@ def test_the_student_profile_decides_the_size_of_train_jobs(database: Database, 
         queues = set(session.scalars(select(Job.queue).where(Job.kind == JobKind.TRAIN)))
     assert max(sizes) == 4
     assert queues == {"train." + STUDENT.removeprefix("profiles/")}
+
+
+def test_what_no_database_keeps_is_replaced(database: Database, workers: Workers) -> None:
+    """A model may write any character."""
+    name = make_adaptation(database)
+    [(job, epoch)] = workers.messages()
+    workers.claim(job, epoch)
+    written = [Generated.SelfEdit(prompt="p\0", text=f"one\0two {i}", seed=i) for i in range(2)]
+    result = CompleteRequest(job=job, epoch=epoch, generated=Generated(items=[Generated.Item(self_edits=written)]))
+    asyncio.run(JobApi(Units(database), lease_seconds=10.0).Complete(result, Mock()))
+    with database.read() as session:
+        query = select(SelfEdit.text).join(Context, Context.id == SelfEdit.context).where(Context.parent == name)
+        texts = {text for text in session.scalars(query) if text}
+    assert texts == {f"one\N{REPLACEMENT CHARACTER}two {i}" for i in range(2)}
+
+
+def test_policies_of_one_teacher_are_numbered_one_after_the_other(database: Database) -> None:
+    make_profiles(database)
+
+    def improve(_: int) -> int:
+        with database.write() as session:
+            version = next_version(session, find_profile(session, TEACHER))
+            session.add(Policy(profile=TEACHER, version=version, adapter=None, run=None))
+            return version
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(improve, range(8))) == [*range(1, 9)]
+
+
+def test_a_teacher_that_gets_a_policy_takes_adaptations_meanwhile(database: Database) -> None:
+    if database.url.startswith("sqlite"):
+        pytest.skip("SQLite has one writer at a time")
+    make_profiles(database)
+    with database.write() as improving:
+        next_version(improving, find_profile(improving, TEACHER))
+        with database.write() as creating:
+            creating.execute(text("SET LOCAL lock_timeout = '1s'"))
+            create_adaptation(
+                creating,
+                teacher=TEACHER,
+                student=STUDENT,
+                plan=AdaptationPlan(),
+                context=TaughtContext(title="T", passage="P"),
+            )

@@ -58,6 +58,27 @@ REMOVALS = [
         test="test_a_lost_message_in_a_busy_queue_is_sent_again[sqlite]",
     ),
     Removal(
+        what="a busy queue is tried with its youngest job",
+        file=LEASES,
+        old="there.order_by(Job.queue_time.desc())",
+        new="there.order_by(Job.queue_time)",
+        test="test_a_queue_without_a_free_slot_is_not_announced_over_and_over[sqlite]",
+    ),
+    Removal(
+        what="a busy queue is tried with one job",
+        file=LEASES,
+        old="limit(1 if session.scalar(_is_busy(queue)) else PROBES)",
+        new="limit(PROBES)",
+        test="test_a_queue_without_a_free_slot_is_not_announced_over_and_over[sqlite]",
+    ),
+    Removal(
+        what="of jobs announced again none has overtaken another",
+        file=LEASES,
+        old="values(state=JobState.QUEUED, queue_time=at)",
+        new="values(state=JobState.QUEUED, queue_time=now())",
+        test="test_jobs_that_are_announced_again_at_once_overtake_nobody[postgresql]",
+    ),
+    Removal(
         what="a message that is still to be sent is not lost",
         file=LEASES,
         old="~select(Outbox.id).where(Outbox.job == Job.id).exists(),",
@@ -185,6 +206,31 @@ def test_a_lost_message_in_a_busy_queue_is_sent_again(database: Database, worker
     assert workers.messages() == [lost], "the other one was not overtaken: it may be in the queue"
     reaper.sweep()
     assert workers.messages() == [], "once is enough for a while"
+
+
+def test_a_queue_without_a_free_slot_is_not_announced_over_and_over(database: Database, workers: Workers) -> None:
+    """One job runs for long. The others' messages are with the broker, and none is lost."""
+    running, *queued = some_jobs(database, workers, 6)
+    workers.claim(*running)
+    for age, (job, _) in zip((30.0, 29.0, 28.0, 27.0, 26.0), queued, strict=True):
+        change(database, job, queue_time=now() - age)
+    change(database, running[0], start_time=now() - 25.0, queue_time=now() - 31.0)
+    reaper = Reaper(database, forgotten_seconds=5.0)
+    reaper.sweep()
+    assert workers.messages() == queued[-1:], "one, in case that they are lost"
+    workers.claim(*queued[0])
+    change(database, queued[0][0], start_time=now() - 6.0)
+    reaper.sweep()
+    assert workers.messages() == [], "it came in its turn"
+
+
+def test_jobs_that_are_announced_again_at_once_overtake_nobody(database: Database, workers: Workers) -> None:
+    jobs = some_jobs(database, workers, 20)
+    for job, _ in jobs:
+        change(database, job, queue_time=now() - 60.0)
+    Reaper(database, forgotten_seconds=5.0).sweep()
+    assert {*workers.messages()} == {*jobs}
+    assert len({found_job(database, job).queue_time for job, _ in jobs}) == 1
 
 
 def test_a_job_that_waits_for_its_next_attempt_overtakes_nobody(database: Database, workers: Workers) -> None:

@@ -17,13 +17,13 @@ from rookery_coordinator.relay import BATCH, Relay
 from rookery_coordinator.schema import migrate
 from rookery_coordinator.tables import Outbox
 from rookery_shared.faults import Point
-from rookery_shared.jobs.queues import generate_queue, make_app
+from rookery_shared.jobs.queues import evaluate_queue, generate_queue, make_app
 from tests.faults.proxy import Proxy
 from tests.requirements.adapting import AdaptingSystem, adapting_system, died, own_redis
 from tests.requirements.light import start_light
 from tests.requirements.removal import Removal
 from tests.servers.postgres import make_database
-from tests.servers.rabbitmq import RabbitMQServer, take
+from tests.servers.rabbitmq import RabbitMQServer, connect, take
 from tests.servers.redis import RedisServer
 from tests.waiting import wait_until
 
@@ -32,8 +32,8 @@ REMOVALS = [
     Removal(
         what="a message leaves the outbox after it was sent",
         file=RELAY,
-        old="        sent = self._send(taken)\n",
-        new="        self._put_down({message.id for message in taken}, [])\n        sent = self._send(taken)\n",
+        old="        sent, refused = self._send(taken)\n",
+        new="        self._put_down({m.id for m in taken}, [])\n        sent, refused = self._send(taken)\n",
         test="test_killed_between_commit_and_publish",
     ),
     Removal(
@@ -56,6 +56,13 @@ REMOVALS = [
         old="                _forever(measuring.measure, pause=lambda _: MEASURE_SECONDS),\n",
         new="",
         test="test_it_is_told_how_long_messages_wait_though_none_relays",
+    ),
+    Removal(
+        what="what the broker refuses holds nothing up",
+        file=RELAY,
+        old="                refused.add(message.id)\n                continue\n",
+        new="                raise\n",
+        test="test_what_the_broker_refuses_holds_nothing_up",
     ),
     Removal(
         what="a relay marks what it has sent itself",
@@ -185,6 +192,25 @@ def test_a_message_that_rabbitmq_never_got_stays(
         proxy.heal()
         relay_all(database, [relay])
         assert {*jobs_of(take(url, generate_queue()))} | arrived == jobs
+    database.close()
+
+
+def test_what_the_broker_refuses_holds_nothing_up(tmp_path: Path, rabbitmq_server: RabbitMQServer) -> None:
+    """Somebody has made a queue of the name of one of ours, with other arguments."""
+    database = Database(f"sqlite:///{tmp_path}/rookery.db")
+    migrate(database)
+    url = rabbitmq_server.make_vhost()
+    with connect(url) as connection:
+        connection.default_channel.queue_declare(generate_queue(), durable=True, auto_delete=False)
+    refused = fill(database, 3)
+    with database.write() as session:
+        session.add_all(Outbox(job=f"other-{i}", epoch=1, queue=evaluate_queue(), not_before=0.0) for i in range(3))
+    relay = Relay(database, make_app(broker_url=url))
+    assert relay.send_due() == 3
+    assert {*jobs_of(take(url, evaluate_queue()))} == {f"other-{i}" for i in range(3)}
+    with database.read() as session:
+        assert {*session.scalars(select(Outbox.job))} == refused
+    assert relay.send_due() == 0, "they are not tried again at once"
     database.close()
 
 

@@ -56,6 +56,7 @@ class Units:
         self, request_id: str, *, make: Callable[[Session], tuple[str, T]], show: Callable[[Session, str], T]
     ) -> T:
         """Create a resource, once for each request id. `make` returns its name and what it looks like."""
+        submissions.check_request_id(request_id)
 
         def unit() -> T:
             try:
@@ -126,4 +127,4 @@ def _is_of(value: object, kind: type) -> bool:
     """Whether the database can compare it with a column of the kind."""
     if isinstance(value, int) and not isinstance(value, bool):
         return kind in (int, float) and abs(value) < 2**63
-    return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, kind) and not isinstance(value, bool) and str(value).isprintable()

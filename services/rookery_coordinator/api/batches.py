@@ -45,11 +45,16 @@ class Batches(Generic[T]):
         self, request_id: str, *, make: Callable[[Session], tuple[str, T]], show: Callable[[Session, str], T]
     ) -> T:
         """Create a resource, once for each request id. `make` adds it to the session and flushes nothing."""
+        submissions.check_request_id(request_id)
         asked = _Asked(request_id=request_id, make=make, show=show)
         self._waiting.append(asked)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
-        return await asked.answered
+        try:
+            return await asked.answered
+        finally:
+            if asked in self._waiting:  # whoever asked has gone
+                self._waiting.remove(asked)
 
     async def _write(self) -> None:
         while self._waiting:
@@ -61,7 +66,8 @@ class Batches(Generic[T]):
                     _settle(asked, error)
             except Exception as error:  # of any of them, perhaps one that was made before
                 get_logger().info("creates are repeated one by one", creates=len(batch), error=type(error).__name__)
-                await asyncio.gather(*(asyncio.create_task(self._alone(a), context=a.context) for a in batch))
+                left = [asked for asked in batch if not asked.answered.done()]
+                await asyncio.gather(*(asyncio.create_task(self._alone(a), context=a.context) for a in left))
             else:
                 for asked, answer in zip(batch, answers, strict=True):
                     _settle(asked, answer)
@@ -80,16 +86,18 @@ def _make_all(session: Session, batch: list[_Asked[T]]) -> list[T | RookeryError
     time, this raises IntegrityError, or _ComesTwice if they would be refused now.
     """
     answers: list[T | RookeryError] = []
+    made: set[str] = set()
     with session.no_autoflush:
         for asked in batch:
             try:
                 name, shown = asked.context.run(asked.make, session)
             except RookeryError as error:
-                if submissions.repeated(session, asked.request_id) is not None:
+                if asked.request_id in made or submissions.repeated(session, asked.request_id) is not None:
                     raise _ComesTwice from error
                 answers.append(error)
                 continue
             submissions.remember(session, asked.request_id, name)
+            made |= {asked.request_id} - {""}
             answers.append(shown)
         insert_new(session)
     return answers

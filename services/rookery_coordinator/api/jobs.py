@@ -16,7 +16,8 @@ from rookery_coordinator.tables import Job
 from rookery_coordinator.types import Failure
 from rookery_shared.errors import InvalidField
 from rookery_shared.rpc.server import RpcContext
-from rookery_shared.wire import questions_from_proto, training_from_proto
+from rookery_shared.types import Question
+from rookery_shared.wire import training_from_proto
 
 
 class JobApi(JobServiceServicer):
@@ -68,7 +69,7 @@ class JobApi(JobServiceServicer):
                 session,
                 request.job,
                 epoch=request.epoch,
-                failure=Failure(reason=request.reason, message=request.message),
+                failure=Failure(reason=request.reason, message=_storable(request.message)),
                 retryable=request.retryable,
                 died=request.process_died,
             )
@@ -93,7 +94,8 @@ def _apply_for(request: pb.CompleteRequest) -> outcomes.Apply:
             return lambda session, job: rounds.apply_generated(session, job, written)
         case "trained":
             adapters = {trial: _trained(message) for trial, message in request.trained.adapters.items()}
-            failures, refused = dict(request.trained.failures), dict(request.trained.refused)
+            failures = {trial: _storable(why) for trial, why in request.trained.failures.items()}
+            refused = {trial: _storable(why) for trial, why in request.trained.refused.items()}
             return lambda session, job: rounds.apply_trained(session, job, adapters, failures, refused)
         case "evaluated":
             items = [_evaluated(item) for item in request.evaluated.items]
@@ -114,21 +116,26 @@ def _nothing(session: Session, job: Job) -> None:
     """An activation leaves no trace in the rows."""
 
 
+def _storable(text: str) -> str:
+    """With what PostgreSQL keeps of the characters that a model may write."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def _written(item: pb.Generated.Item) -> results.Written:
     return results.Written(
         self_edits=[
             results.WrittenSelfEdit(
-                prompt=s.prompt,
-                text=s.text,
+                prompt=_storable(s.prompt),
+                text=_storable(s.text),
                 seed=s.seed,
                 truncated=s.truncated,
                 prompt_tokens=s.prompt_tokens,
                 completion_tokens=s.completion_tokens,
-                fault=s.fault,
+                fault=_storable(s.fault),
             )
             for s in item.self_edits
         ],
-        questions=questions_from_proto(item.questions),
+        questions=[Question(question=_storable(q.question), answer=_storable(q.answer)) for q in item.questions],
         redrawn=sum(s.draws > 1 for s in item.self_edits),
     )
 

@@ -19,7 +19,7 @@ from rookery_coordinator.works import find_profile
 from rookery_shared.errors import InvalidField
 from rookery_shared.rpc.server import RpcContext
 
-_POLICY_NAME = re.compile(r"(?P<profile>profiles/[^/]+)/policies/(?P<version>\d+)")
+_POLICY_NAME = re.compile(r"(?P<profile>profiles/[^/]+)/policies/(?P<version>\d{1,9})")
 
 
 class ModelApi(ModelServiceServicer):

@@ -13,8 +13,10 @@ from rookery_coordinator import tables
 from rookery_coordinator.api.base import Units
 from rookery_coordinator.events import events_after, newest_events
 from rookery_coordinator.works import find_work
-from rookery_shared.errors import DatabaseUnavailable
 from rookery_shared.log import get_logger
+
+LAST_SEQUENCE = 2**63 - 1
+"""That a database can count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,6 +37,7 @@ class Feed:
 
     async def watch(self, name: str, *, after: int) -> AsyncIterator[list[tables.Event]]:
         """Batches of events of a run or an adaptation, the last one when it has ended. Raises UnknownResource."""
+        after = min(after, LAST_SEQUENCE)
 
         def look(session: Session) -> tuple[bool, list[tables.Event]]:
             # In this order: whatever ended the work wrote its last event in the same transaction.
@@ -63,14 +66,14 @@ class Feed:
             self._waiters.discard(waiter)
 
     async def _look(self) -> None:
-        """For as long as anybody waits. A database that is away is looked at again."""
+        """For as long as anybody waits. Who cannot look looks again."""
         while self._waiters:
             await asyncio.sleep(self._seconds)
             names = sorted({waiter.name for waiter in self._waiters})
             try:
                 newest = await self._units.read(partial(newest_events, parents=names))
-            except DatabaseUnavailable as error:
-                get_logger().warning("cannot look for events", error=str(error))
+            except Exception as error:  # they wait until somebody can look
+                get_logger().warning("cannot look for events", error=f"{type(error).__name__}: {error}")
                 continue
             for waiter in self._waiters:
                 if newest.get(waiter.name, 0) > waiter.after and not waiter.heard.done():
