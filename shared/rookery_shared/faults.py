@@ -154,7 +154,9 @@ def _do(fault: Fault, point: Point) -> None:
         case Action.KILL:
             os.kill(os.getpid(), signal.SIGKILL)
         case Action.STOP:
-            subprocess.Popen(["sh", "-c", f"sleep {fault.seconds}; kill -CONT {os.getpid()}"], start_new_session=True)
+            # No child of ours: whoever kills those would leave us stopped for ever.
+            wake = f"(sleep {fault.seconds}; kill -CONT {os.getpid()}) &"
+            subprocess.run(["sh", "-c", wake], start_new_session=True, check=True)
             os.kill(os.getpid(), signal.SIGSTOP)
         case Action.PAUSE:
             time.sleep(fault.seconds)
