@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import signal
 import subprocess
@@ -459,6 +460,32 @@ BAD: dict[str, tuple[Callable[[Client], Any], grpc.StatusCode, str, dict[str, st
         "UNKNOWN_RESOURCE",
         {"name": f"{TEACHER}/policies/99"},
     ),
+    "a policy of a number that no database has": (
+        lambda client: client.set_active_policy(f"{TEACHER}/policies/{10**20}"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "policy"},
+    ),
+    "a character that PostgreSQL does not keep": (
+        lambda client: make_adaptation(client, passage="one\0two"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "context"},
+    ),
+    "a weight decay without end": (
+        lambda client: client.create_adaptation(
+            teacher=TEACHER, student=STUDENT, title="T", passage="P", recipe=Recipe(weight_decay=math.inf)
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "recipe.weight_decay"},
+    ),
+    "a gradient norm without end": (
+        lambda client: client.create_run(a_run(plan=RunPlan(student_recipe=Recipe(max_gradient_norm=math.inf)))),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        {"field": "plan.student_recipe.max_gradient_norm"},
+    ),
     "an alias with nothing before": (
         lambda client: client.rollback_adapter(STUDENT),
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -490,9 +517,24 @@ def test_the_status_has_error_info_for_clients_in_any_language(coordinator: Coor
     assert (info.reason, info.domain) == ("UNKNOWN_RESOURCE", "rookery")
 
 
-def test_a_bad_page_token_is_refused(coordinator: Coordinator) -> None:
+@pytest.mark.parametrize("token", ["made up", base64.urlsafe_b64encode(b'[1.0, "\\ud800"]').decode()])
+def test_a_bad_page_token_is_refused(coordinator: Coordinator, token: str) -> None:
     with open_channel(coordinator.target) as channel, pytest.raises(CallFailed, match="page_token"):
-        call(RunServiceStub(channel).ListRuns, run_service_pb2.ListRunsRequest(page_token="made up"))
+        call(RunServiceStub(channel).ListRuns, run_service_pb2.ListRunsRequest(page_token=token))
+
+
+def test_a_request_id_that_cannot_be_remembered_is_refused(coordinator: Coordinator) -> None:
+    asked = run_service_pb2.CreateRunRequest(run=a_run(), request_id="x" * 201)
+    with open_channel(coordinator.target) as channel, pytest.raises(CallFailed, match="request_id"):
+        call(RunServiceStub(channel).CreateRun, asked)
+
+
+def test_watching_from_a_number_that_no_event_has_ends_with_the_work(coordinator: Coordinator, client: Client) -> None:
+    name = make_adaptation(client).name
+    client.cancel_adaptation(name)
+    asked = adaptation_service_pb2.WatchAdaptationRequest(name=name, after_sequence=2**64 - 1)
+    with open_channel(coordinator.target) as channel:
+        assert [*AdaptationServiceStub(channel).WatchAdaptation(asked, timeout=10)] == []
 
 
 def test_repeating_a_create_returns_what_the_first_one_made(coordinator: Coordinator, client: Client) -> None:

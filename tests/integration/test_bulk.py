@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,10 +13,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from rookery_coordinator import submissions
+from rookery_coordinator.api.base import Units
+from rookery_coordinator.api.batches import Batches
 from rookery_coordinator.bulk import insert_new
 from rookery_coordinator.database import Database
 from rookery_coordinator.tables import Base, Event, Request
 from rookery_coordinator.types import AdaptationPlan
+from rookery_shared.errors import InvalidField, NotStorable
 from rookery_shared.types import Context, Question
 from tests.integration.worlds import STUDENT, TEACHER, make_profiles
 
@@ -69,6 +75,64 @@ def test_rows_written_at_once_are_those_of_a_flush(database: Database) -> None:
     }
     for name, rows in written.items():
         assert _told(both[name][len(flushed[name]) :]) == _told(rows), name
+
+
+def test_a_create_whose_caller_has_gone_is_not_made(database: Database) -> None:
+    """Unless it is being written."""
+    made: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def make(number: int, session: Session) -> tuple[str, int]:
+        made.append(number)
+        begun.set()
+        assert go_on.wait(30)
+        return f"resource-{number}", number
+
+    async def ask() -> list[Any]:
+        batches: Batches[int] = Batches(Units(database))
+        calls = [
+            asyncio.create_task(batches.create(f"r{i}", make=partial(make, i), show=lambda _session, _name: -1))
+            for i in range(4)
+        ]
+        await asyncio.to_thread(begun.wait, 30)
+        late = asyncio.create_task(batches.create("late", make=partial(make, 4), show=lambda _session, _name: -1))
+        await asyncio.sleep(0)
+        late.cancel()
+        go_on.set()
+        return await asyncio.gather(*calls, late, return_exceptions=True)
+
+    *answers, gone = asyncio.run(ask())
+    assert answers == [0, 1, 2, 3]
+    assert isinstance(gone, asyncio.CancelledError)
+    assert made == [0, 1, 2, 3]
+
+
+def test_a_repeat_of_what_is_in_the_same_batch_is_no_new_request(database: Database) -> None:
+    """Not even if what it asks for could not be."""
+
+    def make(session: Session) -> tuple[str, str]:
+        return "resource", "made"
+
+    def refuse(session: Session) -> tuple[str, str]:
+        raise InvalidField("no", field="x")
+
+    async def ask() -> list[Any]:
+        batches: Batches[str] = Batches(Units(database))
+        makes = (make, refuse)
+        return await asyncio.gather(
+            *(batches.create("same", make=how, show=lambda _session, name: name) for how in makes),
+            return_exceptions=True,
+        )
+
+    one, other = asyncio.run(ask())
+    assert {one, other} <= {"made", "resource"}
+
+
+def test_what_the_database_has_no_place_for_is_told(database: Database) -> None:
+    if database.url.startswith("sqlite"):
+        pytest.skip("SQLite has place for it")
+    with pytest.raises(NotStorable), database.write() as session:
+        session.add(Event(parent="p", message="one\0two"))
 
 
 def test_many_are_written_in_their_order(database: Database) -> None:

@@ -66,8 +66,9 @@ class Batches(Generic[T]):
                     _settle(asked, error)
             except Exception as error:  # of any of them, perhaps one that was made before
                 get_logger().info("creates are repeated one by one", creates=len(batch), error=type(error).__name__)
-                left = [asked for asked in batch if not asked.answered.done()]
-                await asyncio.gather(*(asyncio.create_task(self._alone(a), context=a.context) for a in left))
+                for asked in batch:  # in their order: a repeat finds what it repeats
+                    if not asked.answered.done():
+                        await asyncio.create_task(self._alone(asked), context=asked.context)
             else:
                 for asked, answer in zip(batch, answers, strict=True):
                     _settle(asked, answer)
