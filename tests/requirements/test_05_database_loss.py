@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from sqlalchemy import text
 
 from rookery.errors import from_rpc
 from rookery.local.ports import free_port
+from rookery.transport import call, open_channel
 from rookery.v1.model_service_pb2 import GetProfileRequest
 from rookery.v1.model_service_pb2_grpc import ModelServiceStub
 from rookery_coordinator.database import CONNECT_SECONDS, Database
@@ -58,8 +60,17 @@ REMOVALS = [
         new="return False",
         test="test_calls_are_answered_while_the_database_is_silent_and_after",
     ),
+    Removal(
+        what="a call is repeated while the database is away",
+        file="shared/rookery_shared/errors.py",
+        old='    reason = "DATABASE_UNAVAILABLE"\n    retry_seconds = 0.5\n',
+        new='    reason = "DATABASE_UNAVAILABLE"\n',
+        test="test_a_caller_with_time_does_not_notice_that_the_database_is_started_again",
+    ),
 ]
 LIMIT = 2.0
+OUTAGE_SECONDS = 10.0
+"""More than a channel's own repetitions last."""
 ANSWER_SECONDS = 2 * CONNECT_SECONDS + LIMIT + 5.0
 """A connection that is found dead, another that cannot be made, and a slow machine."""
 
@@ -128,8 +139,10 @@ def test_a_coordinator_that_is_gone_leaves_no_locks(proxied: tuple[Proxy, str]) 
     other.close()
 
 
-def test_calls_are_answered_while_the_database_is_silent_and_after(proxied: tuple[Proxy, str], tmp_path: Path) -> None:
-    proxy, url = proxied
+@pytest.fixture
+def served(proxied: tuple[Proxy, str], tmp_path: Path) -> Iterator[tuple[ServerProcess, str]]:
+    """A coordinator whose database is behind the proxy, and where it listens."""
+    _, url = proxied
     database = Database(url)
     migrate(database)
     make_profiles(database)
@@ -149,26 +162,47 @@ def test_calls_are_answered_while_the_database_is_silent_and_after(proxied: tupl
     )
     try:
         server.wait_until_serving(target)
-        with grpc.insecure_channel(target, options=[("grpc.enable_retries", 0)]) as channel:
-            stub = ModelServiceStub(channel)
-
-            def ask() -> str:
-                """The reason of the error; empty without any."""
-                try:
-                    stub.GetProfile(GetProfileRequest(name=TEACHER), timeout=60.0)
-                except grpc.RpcError as error:
-                    return from_rpc(error).reason
-                return ""
-
-            assert ask() == ""
-            proxy.half_open()
-            with ThreadPoolExecutor(30) as pool:  # more than it has connections
-                started = time.monotonic()
-                answers = list(pool.map(lambda _: ask(), range(30)))
-            assert {*answers} == {DatabaseUnavailable.reason}
-            assert time.monotonic() - started < 2 * ANSWER_SECONDS
-            assert server.alive
-            proxy.heal()
-            wait_until(lambda: ask() == "", seconds=ANSWER_SECONDS, what="it answers again")
+        yield server, target
     finally:
         server.end(signal.SIGKILL)
+
+
+def test_calls_are_answered_while_the_database_is_silent_and_after(
+    proxied: tuple[Proxy, str], served: tuple[ServerProcess, str]
+) -> None:
+    (proxy, _), (server, target) = proxied, served
+    with grpc.insecure_channel(target, options=[("grpc.enable_retries", 0)]) as channel:
+        stub = ModelServiceStub(channel)
+
+        def ask() -> str:
+            """The reason of the error; empty without any."""
+            try:
+                stub.GetProfile(GetProfileRequest(name=TEACHER), timeout=60.0)
+            except grpc.RpcError as error:
+                return from_rpc(error).reason
+            return ""
+
+        assert ask() == ""
+        proxy.half_open()
+        with ThreadPoolExecutor(30) as pool:  # more than it has connections
+            started = time.monotonic()
+            answers = list(pool.map(lambda _: ask(), range(30)))
+        assert {*answers} == {DatabaseUnavailable.reason}
+        assert time.monotonic() - started < 2 * ANSWER_SECONDS
+        assert server.alive
+        proxy.heal()
+        wait_until(lambda: ask() == "", seconds=ANSWER_SECONDS, what="it answers again")
+
+
+def test_a_caller_with_time_does_not_notice_that_the_database_is_started_again(
+    proxied: tuple[Proxy, str], served: tuple[ServerProcess, str]
+) -> None:
+    """Such as a worker with its result."""
+    (proxy, _), (_, target) = proxied, served
+    proxy.refuse()
+    healing = threading.Timer(OUTAGE_SECONDS, proxy.heal)
+    healing.start()
+    with open_channel(target) as channel:
+        found = call(ModelServiceStub(channel).GetProfile, GetProfileRequest(name=TEACHER), seconds=60.0)
+    assert found.name == TEACHER
+    healing.join()
