@@ -128,7 +128,7 @@ def test_a_second_server_on_a_port_fails() -> None:
             with pytest.raises(AddressTaken):
                 await second.start()
         finally:
-            await first.stop()
+            await asyncio.gather(first.stop(), second.stop())  # gRPC does not end a process with a server that runs
 
     asyncio.run(serve_twice())
 
