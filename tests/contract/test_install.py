@@ -51,7 +51,7 @@ def test_the_base_install_alone_imports_and_runs(tmp_path: Path) -> None:
         check=False,
     )
     assert up.returncode == 1
-    assert "rookery[local]" in up.stderr
+    assert "pip install '.[local]'" in up.stderr
     assert "Traceback" not in up.stderr
 
 
