@@ -51,6 +51,8 @@ class Point(StrEnum):
     """A worker has the coordinator's answer to its result."""
     FAILED = "failed"
     """A worker has the coordinator's answer to its failure."""
+    RELEASED = "released"
+    """A worker that ends has the coordinator's answer to a job that it gives back."""
     COMMITTING = "committing"
     """The coordinator has made all changes that a call asks for, and not committed them."""
     COMMITTED = "committed"

@@ -50,6 +50,13 @@ REMOVALS = [
         new="",
         test="test_the_coordinators_worker_does_not_wait_for_answers",
     ),
+    Removal(
+        what="nothing is given back before no more is taken",
+        file="shared/rookery_shared/jobs/worker.py",
+        old="            consumer.wait_until_over(CLOSE_SECONDS)",
+        new="            pass",
+        test="test_what_is_given_back_is_not_taken_again[redis]",
+    ),
 ]
 
 
@@ -137,3 +144,15 @@ def test_the_coordinators_worker_does_not_wait_for_answers(tidy_light: Light) ->
         ends(worker)
     row = job_row(tidy_light, job)
     assert (row.state, row.epoch, row.attempts) == (JobState.QUEUED, 2, 0)
+
+
+def test_what_is_given_back_is_not_taken_again(light: Light) -> None:
+    """Though it is announced again while the worker, which has slots to spare, still ends."""
+    nobody = f"unix:{light.folder}/nobody.sock"
+    settings = {"teacher_target": nobody, "faults": "released=pause:3"}
+    with service(light, "rookery_coordinator", "worker", **settings) as worker:
+        [job] = light.submit("0 seconds")
+        wait_until(lambda: light.states([job]) == [JobState.RUNNING], seconds=60, what="it begins")
+        ends(worker)
+    light.cancel_all()
+    assert light.epochs([job]) == [2]

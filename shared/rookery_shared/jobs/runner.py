@@ -145,6 +145,7 @@ class JobRunner:
         except CallFailed as failure:
             get_logger().warning("could not give back; the lease will run out", reason=failure.reason)
         else:
+            fault_point(Point.RELEASED, job=lease.job, epoch=lease.epoch)
             get_logger().info("given back")
 
     def _report(self, error: Exception, lease: KeptLease) -> None:

@@ -15,6 +15,7 @@ from celery import signals
 from rookery.internal.v1.job_service_pb2_grpc import JobServiceStub
 from rookery.transport import open_channel
 from rookery_shared import log
+from rookery_shared.jobs.consuming import JobConsumer
 from rookery_shared.jobs.queues import make_app
 from rookery_shared.jobs.runner import JobRunner, WorkerHandler
 from rookery_shared.jobs.tasks import process_runner
@@ -24,6 +25,8 @@ from rookery_shared.settings import ServiceSettings
 
 SHUTDOWN_SECONDS = 25.0
 """How long a worker may take to end: a machine that is taken away gives half a minute."""
+CLOSE_SECONDS = 2.0
+"""How much of that it waits for a broker that does not let it go."""
 
 
 def connect_runner(settings: ServiceSettings, handlers: Mapping[str, WorkerHandler]) -> JobRunner:
@@ -68,15 +71,23 @@ def run_worker(
 
 
 def _give_back_at_shutdown() -> None:
-    """The signal's handler may interrupt anything, so it only wakes a thread. Celery then waits for the jobs to end."""
+    """The signal's handler may interrupt anything, so it only wakes a thread. Celery then waits for the jobs to end.
+
+    What is given back is announced again at once, and must find this worker's ears closed.
+    """
     told: queue.SimpleQueue[None] = queue.SimpleQueue()
+    consumers: list[JobConsumer] = []
 
     def wait() -> None:
         told.get()
+        latest = time.monotonic() + SHUTDOWN_SECONDS
+        for consumer in consumers:
+            consumer.wait_until_over(CLOSE_SECONDS)
         process_runner().stop()
-        time.sleep(SHUTDOWN_SECONDS)
+        time.sleep(latest - time.monotonic())
         get_logger().warning("jobs do not end; their leases will run out")
         os._exit(1)
 
     threading.Thread(target=wait, name="shutdown", daemon=True).start()
+    signals.worker_ready.connect(lambda sender, **_: consumers.append(sender), weak=False)
     signals.worker_shutting_down.connect(lambda **_: told.put(None), weak=False)
