@@ -26,9 +26,6 @@ from rookery_shared.types import Context, Question
 
 BASE_ANSWERS = 100_000
 """Answers of the base model that are remembered."""
-CHANGED = 0.5
-"""If an adapter makes a gold answer so many nats more or less likely, it was asked and not the base: from batch to
-batch, rounding in 16 bits changes less. One that does not is probed beside the base, in one batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +132,7 @@ class Evaluator:
             await asyncio.gather(*(self.engine.load(adapter) for adapter in adapters))
             asks = [ask for i in places for ask in self._asks(i, items[i].context, refs[items[i].adapter], rules)]
             pairs = await self._answer(asks, rules, max_new_tokens)
-            unproved = _unproved(asks, pairs)
+            unproved = _unproved(asks, pairs, rounding=self.engine.rounding)
             await probe(self.engine, unproved, rules.asks(items[first].context)[0].prompt)
             if judge is not None:
                 pairs = await _judged(judge, asks, pairs)
@@ -198,11 +195,13 @@ class Evaluator:
         return [_graded(ask, [next(answers) for _ in ask.prompts], rules) for ask in asks]
 
 
-def _unproved(asks: Sequence[_Ask], pairs: Sequence[Pair]) -> list[AdapterRef]:
-    """Adapters of which no gold answer shows that they were the ones that answered."""
+def _unproved(asks: Sequence[_Ask], pairs: Sequence[Pair], *, rounding: float) -> list[AdapterRef]:
+    """Adapters of which no gold answer shows that they were asked and not the base: none is more or less likely by more
+    than rounding. They are to be probed beside the base, in one batch.
+    """
     adapters = {ask.adapter.name: ask.adapter for ask in asks if ask.adapter is not None}
     for ask, (before, after) in zip(asks, pairs, strict=True):
-        if ask.adapter is not None and abs(after.grades[LOGLIK] - before.grades[LOGLIK]) > CHANGED:
+        if ask.adapter is not None and abs(after.grades[LOGLIK] - before.grades[LOGLIK]) > rounding:
             adapters.pop(ask.adapter.name, None)
     return [*adapters.values()]
 

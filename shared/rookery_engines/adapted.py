@@ -109,10 +109,11 @@ class AdaptedModel:
     def _read(self, folder: Path) -> Mapping[str, _Factors]:
         config = LoraConfig.from_pretrained(str(folder))
         scale = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+        dtype = self.model.dtype  # looked for among all weights
         layers: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, factor in load_file(folder / WEIGHTS).items():
             layer, which = layer_and_factor(key)
-            layers[layer][which] = (factor * scale if which == "B" else factor).to(self.device, self.model.dtype)
+            layers[layer][which] = (factor * scale if which == "B" else factor).to(self.device, dtype)
         return {layer: _Factors(pair["A"], pair["B"]) for layer, pair in layers.items()}
 
     def _hook(self, layers: Set[str]) -> None:

@@ -31,6 +31,11 @@ class Engine(Protocol):
         """Adapters that it keeps in memory, and so the most that answer in one batch."""
         ...
 
+    @property
+    def rounding(self) -> float:
+        """Nats by which a text's mean log-likelihood may differ from batch to batch."""
+        ...
+
     def ask(self, text: str) -> str:
         """A prompt as the model is used to being asked: through its chat template, if the profile says so."""
         ...

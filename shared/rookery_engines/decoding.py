@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rookery_engines.adapted import BASE, AdaptedModel
 from rookery_engines.constraints import Held
-from rookery_engines.reading import Read, read_texts
+from rookery_engines.reading import read_texts
 from rookery_shared.types import Sampling
 
 MOST_LOGITS = 1 << 28
@@ -81,23 +81,6 @@ def decode(
     logits_BCV, read = read_texts(model, prompts, prompts, [row.adapter for row in active], pad=pad, last=1)
     draws = [row.draws() for row in active]
     _take(logits_BCV[:, -1].float(), active, draws, stop)
-    yield from write_on(model, active, draws, read, stop=stop, unwanted=unwanted)
-
-
-def write_on(
-    model: AdaptedModel,
-    rows: Sequence[Row],
-    draws: Sequence[Tensor],
-    read: Read,
-    *,
-    stop: frozenset[int],
-    unwanted: Callable[[], bool],
-) -> Iterator[Row]:
-    """Yield each row when it is finished. Of the others, the model has `read` all tokens but the last.
-
-    Without `draws` they are all greedy.
-    """
-    active = [*rows]
     while True:
         yield from (row for row in active if row.finished)
         kept = [i for i, row in enumerate(active) if not row.finished]
@@ -105,15 +88,15 @@ def write_on(
             return
         if len(kept) < len(active):
             read.keep(kept)
-            active, draws = [active[i] for i in kept], [draws[i] for i in kept if draws]
-        logits_BV = read.on(model, [row.adapter for row in active], [row.tokens[-1] for row in active])
-        _take(logits_BV.float(), active, draws, stop)
+            active, draws = [active[i] for i in kept], [draws[i] for i in kept]
+        logits_BCV = read.on(model, [row.adapter for row in active], [row.tokens[-1:] for row in active])
+        _take(logits_BCV[:, -1].float(), active, draws, stop)
 
 
 def _take(logits_BV: Tensor, rows: Sequence[Row], draws: Sequence[Tensor], stop: frozenset[int]) -> None:
     """Each row takes its next token."""
     _forbid(logits_BV, rows)
-    uniform_B = torch.tensor([draw[len(row.tokens)] for row, draw in zip(rows, draws, strict=False)])
+    uniform_B = torch.tensor([draw[len(row.tokens)] for row, draw in zip(rows, draws, strict=True)])
     chosen_B = choose(logits_BV, [row.sampling for row in rows], uniform_B.to(logits_BV.device)).tolist()
     for row, token in zip(rows, chosen_B, strict=True):
         row.take(token, stop)

@@ -1,8 +1,9 @@
 """Gold answers as drafts of a model's own greedy answers.
 
 A gold answer is read with its prompt. This says how likely it is, and the tokens of the model's own answer for as long
-as they are the gold's, and one more. What differs is written token by token, the rows of many batches together, since
-most end after a token or two and a step of few rows costs hardly less than one of many.
+as they are the gold's, and one more. What differs is written on, the rows of many batches together, since most end after a
+token or two and a step of few rows costs hardly less than one of many. The few that go on often repeat themselves or
+their prompt, so that what followed there before is their next draft: prompt lookup decoding (Saxena, 2023).
 
 Shapes: B rows, C last tokens, V vocabulary.
 """
@@ -15,11 +16,15 @@ from itertools import zip_longest
 import torch
 
 from rookery_engines.adapted import BASE, AdaptedModel
-from rookery_engines.decoding import Row, mean_scores, too_many_logits, write_on
+from rookery_engines.decoding import Row, mean_scores, too_many_logits
 from rookery_engines.reading import Read, joined, read_texts
 
 MOST_WAITING = 1 << 14
 """Tokens of rows that wait to be written on, with their padding."""
+CHEAP = 32
+"""Tokens of a step that costs hardly more than one of a single token."""
+ALIKE = 2
+"""Last tokens of a text by which it is taken to repeat itself."""
 
 
 class Drafts:
@@ -68,26 +73,54 @@ class Drafts:
     @torch.inference_mode()
     def finish(self) -> None:
         """Write all rows to their ends, but for what is unwanted."""
-        rows, read, self._rows, self._read = self._rows, self._read, [], []
-        if rows:
-            for _ in write_on(self._model, rows, [], joined(read), stop=self._stop, unwanted=self._unwanted):
-                pass
+        rows, reads, self._rows, self._read = self._rows, self._read, [], []
+        if not rows:
+            return
+        read = joined(reads)
+        while True:
+            kept = [i for i, row in enumerate(rows) if not row.finished]
+            if not kept or self._unwanted():
+                return
+            if len(kept) < len(rows):
+                read.keep(kept)
+                rows = [rows[i] for i in kept]
+            drafts = [_draft(row, CHEAP // len(rows) - 1) for row in rows]
+            tokens = [row.tokens[-1:] + draft for row, draft in zip(rows, drafts, strict=True)]
+            logits_BCV = read.on(self._model, [row.adapter for row in rows], tokens)
+            read.forget(take_drafts(logits_BCV.argmax(-1).tolist(), rows, drafts, self._stop))
+
+
+def _draft(row: Row, most: int) -> list[int]:
+    """For what a row says after its next token, which may be its last."""
+    return repetition(row.prompt + row.tokens, min(most, row.sampling.max_new_tokens - len(row.tokens) - 1))
+
+
+def repetition(text: Sequence[int], most: int) -> list[int]:
+    """How a text goes on if it repeats what followed its last tokens when it last had them; nothing if it never had."""
+    if most <= 0:
+        return []
+    last = [*text[-ALIKE:]]
+    for period in range(1, len(text) - ALIKE + 1):
+        if [*text[-ALIKE - period : -period]] == last:
+            return [text[i % period - period] for i in range(most)]
+    return []
 
 
 def take_drafts(
-    greedy_BC: Sequence[Sequence[int]], rows: Sequence[Row], golds: Sequence[Sequence[int]], stop: frozenset[int]
+    greedy_BC: Sequence[Sequence[int]], rows: Sequence[Row], drafts: Sequence[Sequence[int]], stop: frozenset[int]
 ) -> list[int]:
-    """Each row takes what the model says after its prompt and after each token of its gold, while they agree.
+    """Each row takes what the model says before its draft and after each token of it, while they agree.
 
-    Returns how many last tokens of each gold are none of the row's.
+    Returns how many last tokens of each draft are none of the row's.
     """
     unread = []
-    for greedy_C, row, gold in zip(greedy_BC, rows, golds, strict=True):
-        for token, drafted in zip_longest(greedy_C[len(greedy_C) - len(gold) - 1 :], gold):
+    for greedy_C, row, draft in zip(greedy_BC, rows, drafts, strict=True):
+        before = len(row.tokens)
+        for token, drafted in zip_longest(greedy_C[len(greedy_C) - len(draft) - 1 :], draft):
             if row.finished:
                 break
             row.take(token, stop)
             if token != drafted:
                 break
-        unread.append(len(gold) - max(len(row.tokens) - 1, 0))
+        unread.append(len(draft) - max(len(row.tokens) - before - 1, 0))
     return unread

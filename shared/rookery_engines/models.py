@@ -30,6 +30,11 @@ class ModelSource:
     def path(self) -> str:
         return self.folder or self.source
 
+    @property
+    def rounding(self) -> float:
+        """Nats by which a text's mean log-likelihood may differ between batches, with much to spare."""
+        return 0.01 if self.dtype == "float32" else 0.5
+
 
 def load_model(source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The frozen model, on its device, and its tokenizer. Code from the model's repository is never run.

@@ -79,6 +79,7 @@ class OpenAIEngine:
 
     name = REMOTE_ENGINE
     max_adapters = 0
+    rounding = 0.5
 
     def __init__(self, model: str, remote: RemoteModel) -> None:
         """Nothing is asked yet. Raises ModelNotLoadable without an endpoint."""

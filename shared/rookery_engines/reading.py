@@ -17,6 +17,9 @@ from transformers import DynamicCache
 from rookery_engines.adapted import AdaptedModel
 from rookery_engines.encoding import alike
 
+PAD = 0
+"""A token in the place of none, which is masked."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Read:
@@ -39,20 +42,19 @@ class Read:
         self.cache.batch_select_indices(kept_B)
         self.mask_BT = self.mask_BT[kept_B]
 
-    def on(self, model: AdaptedModel, adapters: Sequence[str], tokens: Sequence[int]) -> Tensor:
-        """[B, V] Logits after one more token of each text."""
-        position_ids_B1 = self.mask_BT.sum(1, keepdim=True)
-        self.mask_BT = torch.cat([self.mask_BT, self.mask_BT.new_ones((len(tokens), 1))], dim=1)
-        logits_B1V: Tensor = model(
+    def on(self, model: AdaptedModel, adapters: Sequence[str], tokens: Sequence[Sequence[int]]) -> Tensor:
+        """[B, C, V] Logits after each text's next tokens, the most of which are C."""
+        input_ids_BC, more_BC = _left_padded(tokens, pad=PAD, device=self.mask_BT.device)
+        self.mask_BT = torch.cat([self.mask_BT, more_BC], dim=1)
+        logits_BCV: Tensor = model(
             adapters,
-            input_ids=torch.tensor(tokens, device=self.mask_BT.device)[:, None],
+            input_ids=input_ids_BC,
             attention_mask=self.mask_BT,
-            position_ids=position_ids_B1,
+            position_ids=(self.mask_BT.cumsum(-1) - 1)[:, -input_ids_BC.shape[1] :],
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
         ).logits
-        return logits_B1V[:, -1]
+        return logits_BCV
 
 
 def joined(reads: Sequence[Read]) -> Read:

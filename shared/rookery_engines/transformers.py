@@ -53,6 +53,7 @@ class TransformersEngine:
         Raises ModelNotLoadable.
         """
         self.identity = ModelIdentity(source=source.source, revision=source.revision)
+        self.rounding = source.rounding
         model, tokenizer = load_model(source)
         self._texts = Texts(tokenizer, self.identity, limit=model.config.max_position_embeddings, chat=source.chat)
         self._model = AdaptedModel(model, max_adapters=max_adapters)

@@ -63,6 +63,7 @@ class VllmEngine:
     def __init__(self, source: ModelSource, *, max_adapters: int = 64, max_rank: int = 64) -> None:
         """Load the model. `max_adapters` are kept in the host's memory. Raises ModelNotLoadable or RankNotServed."""
         self.identity = ModelIdentity(source=source.source, revision=source.revision)
+        self.rounding = source.rounding
         self.max_adapters = max_adapters
         on_cpu = find_device(source.device).type == "cpu"
         if on_cpu:

@@ -7,10 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rookery_engines import decoding, drafts
+from rookery_engines.adapted import AdaptedModel
 from rookery_engines.models import ModelSource
 from rookery_engines.transformers import TransformersEngine
 from rookery_engines.types import AdapterRef, Answer, AnswerRequest, GenerationRequest, LikelihoodRequest
@@ -86,12 +88,12 @@ def asked(gold: str, adapters: Sequence[AdapterRef | None], *, most: int = MOST)
     ]
 
 
-@pytest.mark.parametrize("most", [1, 3, MOST])
+@pytest.mark.parametrize("most", [1, 3, MOST, 60])
 @pytest.mark.parametrize("gold", ["Norwick", "Norwick and Oster", "number one number one", ""])
 def test_any_gold_gives_the_answers_of_two_calls(
     engine: TransformersEngine, adapters: list[AdapterRef], gold: str, most: int
 ) -> None:
-    """The longer golds have more tokens than some answers may have."""
+    """The longer golds have more tokens than some answers may have, and the longest answers repeat themselves."""
     answers = check(engine, asked(gold, [None, *adapters], most=most))
     assert all(math.isnan(a.log_likelihood) == (not gold) for a in answers)
     assert len({a.text for a in answers}) > 2
@@ -139,3 +141,21 @@ def test_a_prompt_or_a_gold_over_the_model_s_limit_is_refused(engine: Transforme
     for prompt, gold in (("x " * 600, "x"), ("x", "x y " * 600)):
         with pytest.raises(PromptTooLong, match="512"):
             asyncio.run(engine.answer([AnswerRequest(prompt=prompt, gold=gold, max_new_tokens=4)]))
+
+
+def test_an_answer_that_repeats_itself_is_written_many_tokens_at_a_time(
+    engine: TransformersEngine, adapters: list[AdapterRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = AnswerRequest(prompt=PROMPTS[0], gold="x", max_new_tokens=60, adapter=adapters[0])
+    text = check(engine, [request])[0].text
+    assert len(text) >= 60
+    passes: list[int] = []
+    answer = AdaptedModel.__call__
+
+    def count(self: AdaptedModel, adapters: Sequence[str], **inputs: Any) -> Any:
+        passes.append(inputs["input_ids"].shape[1])
+        return answer(self, adapters, **inputs)
+
+    monkeypatch.setattr(AdaptedModel, "__call__", count)
+    assert asyncio.run(engine.answer([request]))[0].text == text
+    assert len(passes) < 20, passes

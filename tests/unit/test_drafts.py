@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rookery_engines.decoding import Row
-from rookery_engines.drafts import take_drafts
+from rookery_engines.drafts import repetition, take_drafts
 from rookery_engines.reading import groups_of
 from rookery_shared.types import Sampling
 
@@ -59,3 +59,25 @@ def test_texts_are_divided_where_that_saves_more() -> None:
     other = [[1, *[3] * 8, last] for last in (5, 6, 7)]
     assert groups_of(one + other, [""] * 6) == [(3, 9), (3, 9)]
     assert groups_of([one[0], other[0]], [""] * 2) == [(2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "drafted"),
+    [
+        ([1, 2, 3, 4, 1, 2], 2, [3, 4]),  # as it was
+        ([1, 2, 3, 1, 2, 4, 1, 2], 1, [4]),  # the last time
+        ([1, 2, 3, 1, 2], 7, [3, 1, 2, 3, 1, 2, 3]),  # and over again
+        ([5, 7, 7, 7], 3, [7, 7, 7]),
+        ([1, 2, 3, 2], 2, []),  # only one token was there
+        ([1, 2, 1, 2], 0, []),
+        ([1], 2, []),
+    ],
+)
+def test_a_text_is_taken_to_repeat_itself(text: list[int], most: int, drafted: list[int]) -> None:
+    assert repetition(text, most) == drafted
+
+
+def test_a_row_that_was_begun_goes_on() -> None:
+    row = Row(index=0, prompt=[9], sampling=Sampling(temperature=0.0, max_new_tokens=10), seed=0, tokens=[1, 2])
+    [unread] = take_drafts([[3, 4, 5]], [row], [[3, 6]], frozenset({STOP}))
+    assert (row.tokens, unread) == ([1, 2, 3, 4], 1), "3 was drafted; 4 is its own, and 6 is forgotten"
