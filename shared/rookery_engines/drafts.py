@@ -1,9 +1,10 @@
 """Gold answers as drafts of a model's own greedy answers.
 
-A gold answer is read with its prompt. This says how likely it is, and the tokens of the model's own answer for as long
-as they are the gold's, and one more. What differs is written on, the rows of many batches together, since most end after a
-token or two and a step of few rows costs hardly less than one of many. The few that go on often repeat themselves or
-their prompt, so that what followed there before is their next draft: prompt lookup decoding (Saxena, 2023).
+A gold answer is read with its prompt. This says how likely it is, and the tokens of the model's own answer for as
+long as they are the gold's, and one more. What differs is written on, the rows of many batches together, since most
+end after a token or two and a step of few rows costs hardly less than one of many. The few that go on often repeat
+themselves or their prompt, so that what followed there before is their next draft: prompt lookup decoding (Saxena,
+2023).
 
 Shapes: B rows, C last tokens, V vocabulary.
 """
