@@ -59,6 +59,8 @@ class VllmEngine:
     """One base model in vLLM and the adapters over it."""
 
     name = "vllm"
+    cpu_worker = "rookery_engines.vllm_cpu.Worker"
+    """"auto" for vLLM's own."""
 
     def __init__(self, source: ModelSource, *, max_adapters: int = 64, max_rank: int = 64) -> None:
         """Load the model. `max_adapters` are kept in the host's memory. Raises ModelNotLoadable or RankNotServed."""
@@ -94,7 +96,7 @@ class VllmEngine:
                     max_lora_rank=rank,
                     enable_prefix_caching=True,
                     enforce_eager=on_cpu,
-                    worker_cls="rookery_engines.vllm_cpu.Worker" if on_cpu else "auto",
+                    worker_cls=self.cpu_worker if on_cpu else "auto",
                     # On CPU a request with a seed must not be prefilled in pieces: its generator cannot be set back.
                     enable_chunked_prefill=not on_cpu,
                     max_num_batched_tokens=config.max_position_embeddings if on_cpu else None,

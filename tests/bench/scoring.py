@@ -97,8 +97,13 @@ def _plain(answers: Sequence[Answered]) -> list[Plain]:
 
 
 async def ask_engine(items: Sequence[Item], folder: Path, *, at_once: int) -> tuple[float, list[Pair]]:
-    """As `ask`, by vLLM as it is used without Rookery: load an adapter, ask, judge, and the same of the base."""
-    engine = make_engine("vllm", SOURCE, max_adapters=ADAPTERS, max_rank=RANK)
+    """As `ask`, by vLLM as it is without Rookery: load an adapter, ask, judge, and the same of the base."""
+    from rookery_engines.vllm import VllmEngine  # which may not be installed
+
+    class Released(VllmEngine):
+        cpu_worker = "auto"
+
+    engine = Released(SOURCE, max_adapters=1, max_rank=RANK)
     try:
         started = time.perf_counter()
         pairs: list[Pair] = []
@@ -149,8 +154,8 @@ def contenders(engine: str, items: Sequence[Item], cache: AdapterCache, folder: 
     }
     if engine == "vllm":
         return ours | {
-            "vLLM alone, an adapter at a time": lambda: asyncio.run(ask_engine(items, folder, at_once=QUESTIONS)),
-            "vLLM alone, a question at a time": lambda: asyncio.run(ask_engine(items, folder, at_once=1)),
+            "vLLM as released, an adapter at a time": lambda: asyncio.run(ask_engine(items, folder, at_once=QUESTIONS)),
+            "vLLM as released, a question at a time": lambda: asyncio.run(ask_engine(items, folder, at_once=1)),
         }
     return ours | {
         "PEFT, an adapter at a time": lambda: ask_peft(items, folder, at_once=QUESTIONS),
