@@ -140,19 +140,11 @@ class JobConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
         self._start_job = on_task_request
         self.on_task_request = self._take
         self.pool.freed = lambda: self.hub.call_soon(self._resume)
-        self._over = threading.Event()
-
-    def stop(self) -> None:
-        """Celery's, for when the worker ends."""
-        try:
-            super().stop()
-        finally:
-            self._over.set()
 
     def wait_until_over(self, seconds: float) -> None:
         """For another thread: wait until a worker that is told to end takes no more messages, but not for longer."""
         self.hub.call_soon(lambda: None)  # the event loop looks whether it is to end when it has something to do
-        self._over.wait(seconds)
+        self.blueprint.join(seconds)
 
     # --- slots ----------------------------------------------------------------------------------------------------
 

@@ -80,11 +80,10 @@ def _give_back_at_shutdown() -> None:
 
     def wait() -> None:
         told.get()
-        latest = time.monotonic() + SHUTDOWN_SECONDS
         for consumer in consumers:
             consumer.wait_until_over(CLOSE_SECONDS)
         process_runner().stop()
-        time.sleep(latest - time.monotonic())
+        time.sleep(SHUTDOWN_SECONDS - CLOSE_SECONDS)
         get_logger().warning("jobs do not end; their leases will run out")
         os._exit(1)
 
