@@ -47,12 +47,15 @@ def copy_of_source() -> Iterator[Path]:
         yield root
 
 
-def run_tests(root: Path, path: Path, tests: Sequence[str]) -> int:
-    """pytest's exit code for some tests of a file in a copy of the source."""
+def run_tests(root: Path, path: Path, tests: Sequence[str], *, code: int) -> str:
+    """Some tests of a file in a copy of the source. What pytest printed, if it does not end with this exit code."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(root / part) for part in ("shared", "services", ""))}
     names = [f"{path.relative_to(ROOT)}::{test}" for test in tests]
     argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *names]
-    return subprocess.run(argv, cwd=root, env=environment, capture_output=True, check=False).returncode
+    done = subprocess.run(
+        argv, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return "" if done.returncode == code else f"exit code {done.returncode}\n{done.stdout}"
 
 
 def remove(root: Path, removal: Removal) -> None:
@@ -67,8 +70,8 @@ def remove(root: Path, removal: Removal) -> None:
 def intact(path: Path, removals: Sequence[Removal]) -> str:
     """What is wrong with the tests of a file as it is; empty if they pass."""
     with copy_of_source() as root:
-        code = run_tests(root, path, list(dict.fromkeys(removal.test for removal in removals)))
-    return "" if code == PASSED else f"its tests do not pass with their protections (exit code {code})"
+        other = run_tests(root, path, list(dict.fromkeys(removal.test for removal in removals)), code=PASSED)
+    return other and f"its tests do not pass with their protections: {other}"
 
 
 def without(path: Path, removal: Removal) -> str:
@@ -78,8 +81,8 @@ def without(path: Path, removal: Removal) -> str:
             remove(root, removal)
         except ValueError as error:
             return str(error)
-        code = run_tests(root, path, [removal.test])
-    return "" if code == FAILED else f"its test does not fail without it (exit code {code})"
+        other = run_tests(root, path, [removal.test], code=FAILED)
+    return other and f"its test does not fail without it: {other}"
 
 
 def main() -> None:
