@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 import socketserver
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.faults.proxy import Proxy, Way
+from tests.waiting import wait_until
 
 
 class Echo(socketserver.BaseRequestHandler):
@@ -132,3 +136,23 @@ def test_sockets_with_paths(proxy: Proxy, tmp_path: Path) -> None:
 def test_a_server_that_is_down_ends_the_connection(proxy: Proxy) -> None:
     with Proxy("127.0.0.1:1") as nowhere:
         assert refused(nowhere)
+
+
+def test_nothing_is_left_of_connections_that_come_while_it_ends(proxy: Proxy) -> None:
+    """A coroutine that is left in a closed loop runs its `finally` when garbage is collected, amid anything."""
+
+    def come(to: Proxy) -> None:
+        """Until nobody listens any more."""
+        with contextlib.suppress(OSError):
+            while True:
+                connect(to).close()
+
+    left = set[asyncio.Task[object]]()
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(20):
+            with Proxy(proxy.address) as ending:
+                coming = pool.submit(come, ending)
+                wait_until(lambda: ending.accepted > 5, seconds=5, what="connections come")
+            coming.result()
+            left |= asyncio.all_tasks(ending._loop)
+    assert not left
